@@ -1,0 +1,313 @@
+"""Artifacts: content-addressed folders whose manifest is written last.
+
+Done means that the manifest is there. A folder is `<store>/<class>/<word>/.../<fingerprint>/`; a changed recipe has
+another fingerprint and so never overwrites. Works on a local path and on object stores through pyarrow's
+filesystems; nothing assumes that rename is atomic there, as a manifest is one small PUT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from pipeline.config import canonical
+
+Class = Literal["private", "releasable"]
+MANIFEST = "manifest.json"
+
+
+class ArtifactError(RuntimeError):
+    """An artifact is missing, unfinished or cannot be written; the message says which and what to do."""
+
+
+def fingerprint(name: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """SHA-256 (first 16 hex digits) over what decides an artifact's content: never over where or when."""
+    text = json.dumps([name, version, canonical(dict(config)), sorted(inputs.items())])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Key:
+    """Where an artifact is: class (who may read it), name (`teach`, `score/0`) and fingerprint."""
+
+    kind: Class
+    name: str
+    fingerprint: str
+
+    @property
+    def path(self) -> str:
+        """Folder below the store."""
+        return f"{self.kind}/{self.name}/{self.fingerprint}"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact: its folder and its manifest."""
+
+    store: Store
+    key: Key
+    manifest: Mapping[str, Any]
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the step found out beside its tables: counts, thresholds, estimates."""
+        return self.manifest["facts"]
+
+    @property
+    def uri(self) -> str:
+        """Address that Ray workers can read."""
+        return self.store.uri_of(self.key)
+
+    def table(
+        self, name: str = "rows", columns: Sequence[str] | None = None, where: pads.Expression | None = None
+    ) -> pa.Table:
+        """A table of this artifact in the order of `row_id` (files come in the order of arrival)."""
+        return read_table(self.store.fs, f"{self.store.path_of(self.key)}/{name}", columns, where)
+
+    def local(self) -> Path:
+        """The folder on this machine; fetched once to a temporary folder if the store is remote."""
+        return self.store.local(self.key)
+
+
+def read_table(
+    fs: pafs.FileSystem, path: str, columns: Sequence[str] | None = None, where: pads.Expression | None = None
+) -> pa.Table:
+    """The Parquet folder or file at `path`, sorted by `row_id` where it has one."""
+    is_folder = fs.get_file_info(path).type == pafs.FileType.Directory
+    path = path if is_folder else f"{path}.parquet"
+    data = pads.dataset(path, filesystem=fs, format="parquet")
+    if columns is None:
+        table = data.to_table(filter=where)
+    else:
+        wanted = (
+            list(columns)
+            if "row_id" in columns or "row_id" not in data.schema.names
+            else ["row_id", *columns]
+        )
+        table = data.to_table(columns=wanted, filter=where)
+    if "row_id" in table.column_names:
+        ids = table.column("row_id").combine_chunks()
+        table = table.take(pa.compute.sort_indices(ids))
+    return table if columns is None else table.select(list(columns))
+
+
+@dataclass
+class Draft:
+    """An artifact being made. Nothing sees it before `Store.commit`."""
+
+    store: Store
+    key: Key
+    folder: Path
+    """Local folder; for a remote store it is uploaded by `commit`."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    version: int = 1
+    started_at: float = field(default_factory=time.time)
+
+    @property
+    def uri(self) -> str:
+        """Final address, for workers that write their own rows."""
+        return self.store.uri_of(self.key)
+
+    @property
+    def work_uri(self) -> str:
+        """Address for checkpoints, removed by `commit`."""
+        return (
+            f"{self.store.uri}/{self.key.kind}/work/{self.key.name.replace('/', '-')}-{self.key.fingerprint}"
+        )
+
+    def write_table(self, table: pa.Table, name: str = "rows") -> None:
+        """Write a table as one Parquet file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with explained_disk(self.folder):
+            pq.write_table(table, self.folder / f"{name}.parquet", compression="zstd")
+
+
+class Store:
+    """A folder or bucket prefix that holds artifacts of every recipe that was run on it."""
+
+    def __init__(self, uri: str | Path):
+        text = str(uri)
+        if "://" in text:
+            self.fs, self.root = pafs.FileSystem.from_uri(text)
+            self.uri = text.rstrip("/")
+            self.local_root: Path | None = None
+        else:
+            self.local_root = Path(text).resolve()
+            self.fs, self.root, self.uri = pafs.LocalFileSystem(), str(self.local_root), str(self.local_root)
+        self._downloads: dict[Key, Path] = {}
+
+    def path_of(self, key: Key) -> str:
+        """Path within the store's filesystem."""
+        return f"{self.root}/{key.path}"
+
+    def uri_of(self, key: Key) -> str:
+        """Address that any process can open."""
+        return f"{self.uri}/{key.path}"
+
+    def find(self, key: Key) -> Artifact | None:
+        """The finished artifact, or nothing."""
+        path = f"{self.path_of(key)}/{MANIFEST}"
+        if self.fs.get_file_info(path).type != pafs.FileType.File:
+            return None
+        with self.fs.open_input_stream(path) as stream:
+            return Artifact(self, key, json.loads(stream.read()))
+
+    def others(self, key: Key) -> list[Artifact]:
+        """Finished artifacts of the same name that other recipes made."""
+        folder = f"{self.root}/{key.kind}/{key.name}"
+        infos = self.fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+        names = sorted(info.base_name for info in infos if info.base_name != key.fingerprint)
+        found = (self.find(Key(key.kind, key.name, name)) for name in names)
+        return [artifact for artifact in found if artifact is not None]
+
+    def draft(self, key: Key, *, resumable: bool = False) -> Draft:
+        """A place to make the artifact; leftovers of an earlier attempt are removed unless it resumes from them."""
+        if self.local_root is None:
+            folder = Path(tempfile.mkdtemp(prefix="pd-"))
+        else:
+            folder = self.local_root / key.path
+        if not resumable and folder.exists():
+            shutil.rmtree(folder)
+        with explained_disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return Draft(self, key, folder)
+
+    def commit(self, draft: Draft, facts: Mapping[str, Any], rows: int | None = None) -> Artifact:
+        """Finish the artifact: upload if remote, then write the manifest last."""
+        path = self.path_of(draft.key)
+        if self.local_root is None:
+            self.fs.create_dir(path, recursive=True)
+            pafs.copy_files(str(draft.folder), path, destination_filesystem=self.fs)
+            shutil.rmtree(draft.folder)
+        manifest = {
+            "fingerprint": draft.key.fingerprint,
+            "name": draft.key.name,
+            "class": draft.key.kind,
+            "version": draft.version,
+            "config": json.loads(canonical(dict(draft.config))),
+            "inputs": dict(draft.inputs),
+            "rows": rows,
+            "facts": dict(facts),
+            "packages": _packages(),
+            "git_commit": _git_commit(),
+            "started_at": draft.started_at,
+            "seconds": round(time.time() - draft.started_at, 2),
+        }
+        body = json.dumps(manifest, indent=1, allow_nan=False).encode()
+        with explained_disk(path):
+            self._put(f"{path}/{MANIFEST}", body)
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.delete_dir(f"{self.root}{draft.work_uri.removeprefix(self.uri)}")
+        return Artifact(self, draft.key, manifest)
+
+    def _put(self, path: str, body: bytes) -> None:
+        if self.local_root is None:
+            with self.fs.open_output_stream(path) as stream:
+                stream.write(body)
+            return
+        beside = Path(f"{path}.part")
+        with beside.open("wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(path)
+
+    def local(self, key: Key) -> Path:
+        """The artifact's folder on this machine."""
+        if self.local_root is not None:
+            return self.local_root / key.path
+        if key not in self._downloads:
+            folder = Path(tempfile.mkdtemp(prefix="pd-"))
+            pafs.copy_files(self.path_of(key), str(folder), source_filesystem=self.fs)
+            self._downloads[key] = folder
+        return self._downloads[key]
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the store against a second run on this machine; freed by the kernel if this process dies.
+
+        Raises: ArtifactError if another run holds it.
+        """
+        if self.local_root is None:
+            yield
+            return
+        import fcntl
+
+        with explained_disk(self.local_root):
+            self.local_root.mkdir(parents=True, exist_ok=True)
+        with (self.local_root / ".lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ArtifactError(
+                    f"store {self.uri}: want it alone, got another run at work on it — wait, or give another --store"
+                ) from None
+            yield
+
+
+@contextlib.contextmanager
+def explained_disk(where: Path | str) -> Iterator[None]:
+    """Turn a full disk or a forbidden folder into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise ArtifactError(
+                f"store {where}: want free space, got a full disk — free some and run again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS):
+            raise ArtifactError(f"store {where}: want a folder to write to, got {error.strerror}") from error
+        raise
+
+
+def require_space(store: Store, bytes_wanted: int) -> None:
+    """Check free space before work starts (local stores only).
+
+    Raises: ArtifactError with both figures.
+    """
+    if store.local_root is None:
+        return
+    existing = next(p for p in (store.local_root, *store.local_root.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < bytes_wanted:
+        raise ArtifactError(
+            f"store {store.uri}: want {bytes_wanted / 1e9:.2f} GB free, got {free / 1e9:.2f} GB "
+            "— free some space or give another --store"
+        )
+
+
+def _packages() -> dict[str, str]:
+    names = ("ray", "torch", "diffusers", "transformers", "pyarrow", "numpy")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def _git_commit() -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,95 @@
+"""The machine that steps run on: connect to Ray, and check that it can hold the recipe before work starts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+
+import ray
+
+from pipeline.config import Recipe
+
+# A fit holds its CPU slot for minutes while Ray Data's reads and writes need one for milliseconds: with no slot
+# to spare they would wait for each other (ray#44687 hangs without an error). So a laptop offers two more slots
+# than it has cores.
+SPARE_SLOTS = 2
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot run this recipe; the message says what it lacks."""
+
+
+@contextlib.contextmanager
+def connect(recipe: Recipe) -> Iterator[None]:
+    """Ray for the time of a run: the cluster at `cluster.address`, or one of its own on this machine.
+
+    Raises: ClusterError if the cluster cannot hold the recipe's largest pool.
+    """
+    _quiet()
+    if recipe.cluster.address:
+        ray.init(address=recipe.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        ray.init(
+            num_cpus=(os.cpu_count() or 1) + SPARE_SLOTS,
+            object_store_memory=int(recipe.cluster.object_store_gb * 1e9),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=_short_temporary_folder(),
+        )
+    try:
+        preflight(recipe)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def preflight(recipe: Recipe) -> None:
+    """Check that every pool of actors and every group of workers fits the cluster's slots.
+
+    Raises: ClusterError naming the step, what it wants and what there is.
+    """
+    slots = ray.cluster_resources()
+    for where, n, cpus, gpus in demands(recipe):
+        for kind, wanted in (("CPU", n * cpus), ("GPU", n * gpus)):
+            there = slots.get(kind, 0.0)
+            if wanted > there:
+                raise ClusterError(
+                    f"{where}: want {wanted:g} {kind} slots ({n} workers), got {there:g} — fewer workers, or a larger cluster"
+                )
+
+
+def demands(recipe: Recipe) -> list[tuple[str, int, float, float]]:
+    """Step, number of workers, CPU slots and GPUs of one, for everything that must run at once."""
+    training = [
+        (word, section.workers, section.cpus_per_worker, float(section.gpu))
+        for word, section in (("teach", recipe.teach), ("distill", recipe.distill))
+    ]
+    pools = [
+        (word, section.actors, section.cpus_per_actor, section.gpus_per_actor)
+        for word, section in (("sample", recipe.sample), ("score", recipe.score))
+    ]
+    return [
+        *training,
+        *pools,
+        ("ingest", recipe.ingest.actors, 1.0, 0.0),
+        ("identify", 1, recipe.identify.cpus, float(recipe.identify.gpu)),
+    ]
+
+
+def _quiet() -> None:
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else C++ lines run through the live view
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _short_temporary_folder() -> str:
+    # Ray's sockets live below it and their paths may have 107 characters, which a long TMPDIR exceeds.
+    return "/tmp/ray" if len(tempfile.gettempdir()) > 40 else f"{tempfile.gettempdir()}/ray"

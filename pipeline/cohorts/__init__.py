@@ -1,0 +1,1 @@
+"""Where records come from. Neither Ray nor another role folder is imported here."""

@@ -1,0 +1,618 @@
+"""The recipe: one frozen tree, one section per word, read from YAML and overridden by dotted options.
+
+Not here: what the steps do with it. This module imports neither torch nor Ray, so `--help` and a bad recipe
+answer at once. Variants are made with `changed`, which validates.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Frac = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+SPLITS = ("train", "identify", "audit", "control", "test")
+Split = Literal["train", "identify", "audit", "control", "test"]
+
+
+class ConfigError(ValueError):
+    """The recipe cannot be run as written; the message says where, what was wanted and what to do."""
+
+
+class Section(BaseModel):
+    """A part of the recipe: immutable, no unknown keys, every field documented below it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Phantom(Section):
+    """The built-in cohort of drawn chest X-rays."""
+
+    n_patients: Count = 4360
+    """Patients in the whole cohort, before the splits."""
+    heavy_patient_frac: Frac = 0.032
+    """Share of patients with 30-100 images (an intensive-care tail)."""
+    repeat_frac: Frac = 0.45
+    """Chance that a follow-up film shows the same state as the one before (near-duplicates)."""
+
+
+class Table(Section):
+    """A folder of images and a table with one row per image."""
+
+    file: str = "metadata.csv"
+    """Table below `root`: .csv, .jsonl or .parquet."""
+    image: str = "image"
+    """Column with the image's path below `root`."""
+    patient: str = "patient_id"
+    """Column with the patient's identity."""
+    text: str | None = "text"
+    """Column with the report or caption; none means that prompts come from labels, age, sex and view."""
+    labels: str | tuple[str, ...] = "labels"
+    """One column of names joined by `label_separator`, or one column per finding holding 0, 1, -1 or blank."""
+    label_separator: str = "|"
+    """What stands between the names in a joined label column."""
+    findings: tuple[str, ...] = ()
+    """Findings to keep, in order; empty keeps every one that is seen in at least k patients."""
+    negative: tuple[str, ...] = ("No Finding",)
+    """Names in a joined label column that mean that nothing was found."""
+    uncertain: Literal["positive", "negative", "ignore"] = "positive"
+    """What a -1 means (U-Ones, U-Zeros, or left out of training and of AUROC)."""
+    blank: Literal["negative", "ignore"] = "negative"
+    """What an empty label cell means."""
+    view: str | None = None
+    """Column with the projection (PA, AP, ...)."""
+    sex: str | None = None
+    """Column with the sex (M, F)."""
+    age: str | None = None
+    """Column with the age in years; `058Y` is read too."""
+    date: str | None = None
+    """Column with the study date or day offset; orders a patient's images."""
+    keep: dict[str, tuple[str, ...]] = {}
+    """Column -> values: only such rows are used, the others are rejected with the reason."""
+
+
+class Splits(Section):
+    """Share of patients in each split; patient-disjoint, decided once by a stable hash."""
+
+    train: Frac = 0.06
+    """Teacher and gallery."""
+    identify: Frac = 0.25
+    """Re-identification network and domain encoder."""
+    audit: Frac = 0.25
+    """The auditor's network."""
+    control: Frac = 0.22
+    """Unseen patients that calibrate thresholds."""
+    test: Frac = 0.22
+    """Unseen patients: control ratio and real test set."""
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> Self:
+        total = sum(self.shares().values())
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"the shares of the splits must sum to 1, got {total:g}")
+        return self
+
+    def shares(self) -> dict[str, float]:
+        """Share of patients by split name, in the fixed order of `SPLITS`."""
+        return {name: getattr(self, name) for name in SPLITS}
+
+
+class Prompt(Section):
+    """How a record becomes a prompt: a comma-separated list of short phrases."""
+
+    parts: tuple[Literal["age", "sex", "view", "labels", "text"], ...] = ("age", "sex", "text")
+    """Which parts, in this order; age becomes a decade."""
+    max_phrases: Count = 4
+    """Most phrases taken from the text."""
+    max_words: Count = 24
+    """Longest prompt in words; the rest is cut at a phrase."""
+
+
+class Ingest(Section):
+    """Where records come from and who belongs to which split."""
+
+    kind: Literal["phantom", "table"] = "phantom"
+    """Kind of cohort; its own section below has the details."""
+    root: Path | None = None
+    """Folder of a `table` cohort."""
+    phantom: Phantom = Phantom()
+    """The built-in cohort."""
+    table: Table = Table()
+    """A folder with a table."""
+    image_px: Annotated[int, Field(ge=16, le=1024)] = 48
+    """Side of the square images that everything works on, after a centre crop and a resize."""
+    channels: Literal[1, 3] = 1
+    """1 for grey, 3 for colour."""
+    min_source_px: Count = 16
+    """Images with a shorter side than this are rejected."""
+    k_anonymity: Count = 5
+    """Words, phrases and prompts that fewer patients share are scrubbed (see design section 5)."""
+    prompt: Prompt = Prompt()
+    """How a record becomes a prompt."""
+    splits: Splits = Splits()
+    """Share of patients in each split."""
+    min_patients: dict[Split, Count] = {"train": 20, "identify": 20, "audit": 20, "control": 20, "test": 20}
+    """Fewer patients than this in a split is an error."""
+    max_images_per_patient: dict[Split, Count] = {"identify": 4, "audit": 4, "control": 1, "test": 2}
+    """Further images of a patient are rejected with a reason; a split that is not named keeps all."""
+    patient_key_file: Path | None = None
+    """Key of the hash that replaces patient identities; created once in the store if not given."""
+    batch_rows: Count = 128
+    """Images decoded or drawn per call."""
+    actors: Count = 2
+    """Parallel decoders."""
+
+    @model_validator(mode="after")
+    def _a_table_has_a_root(self) -> Self:
+        if self.kind == "table" and self.root is None:
+            raise ValueError("kind 'table' needs a folder: give ingest.root")
+        return self
+
+
+class Autoencoder(Section):
+    """Images to latents and back."""
+
+    kind: Literal["patch_pca", "kl", "pixel"] = "patch_pca"
+    """`patch_pca`: AutoencoderDC with computed weights; `kl`: a trained AutoencoderKL; `pixel`: none."""
+    latent_channels: Count = 16
+    """Channels of a latent (for `pixel`: ignored)."""
+    patch_px: Literal[2, 4, 8] = 8
+    """How many pixels one latent position covers along a side."""
+    whitening: Frac = 0.5
+    """`patch_pca`: 0 keeps the PCA's variances, 1 makes them equal."""
+    width: Count = 32
+    """`kl`: channels of the first block."""
+    n_images: Count = 100_000
+    """`kl`: images seen in training."""
+    lr: Positive = 1e-3
+    """`kl`: peak learning rate."""
+    kl_weight: Annotated[float, Field(ge=0)] = 1e-6
+    """`kl`: weight of the Kullback-Leibler term."""
+
+
+class TextEncoder(Section):
+    """Prompts to embeddings."""
+
+    folder: Path | None = None
+    """A local transformers text encoder with its tokenizer, used frozen; none trains a small one on the prompts."""
+    train: bool = False
+    """Whether an encoder from `folder` is trained too (raises fidelity, blurs what attention localises)."""
+    width: Count = 64
+    """Width of the small encoder."""
+    layers: Count = 1
+    """Layers of the small encoder."""
+    heads: Count = 4
+    """Attention heads of the small encoder."""
+    max_tokens: Annotated[int, Field(ge=4)] = 32
+    """Prompt length in tokens; longer prompts are an error before training."""
+
+
+class Denoiser(Section):
+    """The network that removes noise from latents."""
+
+    kind: Literal["pixart", "unet"] = "pixart"
+    """`pixart`: PixArtTransformer2DModel; `unet`: UNet2DConditionModel."""
+    width: Count = 256
+    """`pixart`: embedding width; `unet`: channels of the first block."""
+    layers: Count = 4
+    """`pixart`: transformer blocks; `unet`: levels."""
+    heads: Count = 4
+    """Attention heads."""
+    patch: Count = 3
+    """`pixart`: latent positions per token along a side."""
+
+
+class Generator(Section):
+    """A text-to-image latent diffusion model and its training (teacher and student have one each)."""
+
+    autoencoder: Autoencoder = Autoencoder()
+    """Images to latents."""
+    text: TextEncoder = TextEncoder()
+    """Prompts to embeddings."""
+    denoiser: Denoiser = Denoiser()
+    """Latents and embeddings to noise."""
+    prediction: Literal["v_prediction", "epsilon"] = "v_prediction"
+    """What the denoiser predicts (Salimans & Ho, arXiv 2202.00512)."""
+    snr_gamma: Positive | None = 5.0
+    """Min-SNR weighting (arXiv 2303.09556); none weights all timesteps alike."""
+    n_images: Count = 108_800
+    """Training length, counted in images seen."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """Images per optimiser step, over all workers."""
+    lr: Positive = 2e-3
+    """Peak learning rate (AdamW, cosine)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    """AdamW weight decay."""
+    warmup_images: NonNegativeInt = 6_400
+    """Images before the peak learning rate."""
+    grad_clip: Positive = 1.0
+    """Largest gradient norm."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    """Decay of the weight average per step; the average is what is saved."""
+    prompt_drop: Frac = 0.1
+    """Share of prompts replaced by the empty one, for classifier-free guidance (arXiv 2207.12598)."""
+    checkpoint_images: Count = 25_600
+    """Images between checkpoints."""
+    workers: Count = 1
+    """Ray Train workers."""
+    cpus_per_worker: Positive = 1.0
+    """CPU slots of one worker; on CPU its threads too."""
+    gpu: bool = False
+    """Whether each worker takes a GPU."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if self.batch_size % self.workers:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of workers {self.workers}")
+        return self
+
+
+class Augment(Section):
+    """Robustness augmentation of the re-identification networks; each with its chance."""
+
+    shift_px: Annotated[float, Field(ge=0)] = 1.0
+    """Largest shift along each axis."""
+    rotation_deg: Annotated[float, Field(ge=0)] = 2.0
+    """Largest rotation."""
+    blur_frac: Frac = 0.5
+    """Chance of a 3x3 blur."""
+    noise_sd: Annotated[float, Field(ge=0)] = 0.08
+    """Largest standard deviation of added noise, on the scale [-1, 1]."""
+    gain: Annotated[float, Field(ge=0)] = 0.06
+    """Largest relative change of contrast."""
+    offset: Annotated[float, Field(ge=0)] = 0.06
+    """Largest change of brightness, on the scale [-1, 1]."""
+    jpeg_frac: Frac = 0.1
+    """Chance of JPEG compression, quality 30 to 90."""
+    round_trip_frac: Frac = 0.25
+    """Chance of a round trip through an autoencoder fitted on the same patients."""
+
+
+class Network(Section):
+    """A Siamese re-identification network (Packhaeuser et al., Sci. Rep. 12:14851) and its training."""
+
+    backbone: Literal["conv", "resnet", "resnet50"] = "conv"
+    """`conv`: a small plain network; `resnet`: a small residual one; `resnet50`: the published one."""
+    width: Count = 32
+    """Channels of the first stage (`conv`, `resnet`)."""
+    embedding: Count = 128
+    """Length of the embedding."""
+    steps: Count = 260
+    """Optimiser steps."""
+    patients_per_batch: Annotated[int, Field(ge=2)] = 96
+    """Patients in a batch; two images of each."""
+    lr: Positive = 2e-3
+    """Peak learning rate (AdamW, cosine)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    """AdamW weight decay."""
+    dropout: Frac = 0.1
+    """Dropout before the embedding."""
+    hard_negative_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the InfoNCE term, which is carried by the hardest negatives of a batch."""
+    seed_offset: int = 0
+    """Added to the recipe's seed."""
+    warm_start: Path | None = None
+    """Folder of a network trained on another cohort, to start from."""
+
+
+class Identify(Section):
+    """The network that the filter uses, and an auditor that it never uses."""
+
+    filter_network: Network = Network()
+    """Scores the samples; trained on the `identify` patients."""
+    auditor: Network = Network(backbone="resnet", seed_offset=1000)
+    """Checks the result; trained on the `audit` patients."""
+    augment: Augment = Augment()
+    """Robustness augmentation of both."""
+    auc_floor: Frac = 0.9
+    """A verification AUC whose 95 % lower bound is under this stops the run ..."""
+    below_floor: Literal["stop", "warn"] = "stop"
+    """... or, with `warn`, lets the gate say `not enough evidence`."""
+    operating_recall: Frac = 0.95
+    """Recall that fixes the operating point on same-patient pairs."""
+    cpus: Positive = 1.0
+    """CPU slots of one training task."""
+    gpu: bool = False
+    """Whether a training task takes a GPU."""
+
+
+class Sample(Section):
+    """The synthetic set to be filtered."""
+
+    n_images: Count = 3_500
+    """Images per round."""
+    want_images: Count = 1_000
+    """Kept images wanted; fewer starts another round ..."""
+    max_rounds: Count = 2
+    """... up to this many."""
+    class_quota: dict[str, Count] = {}
+    """Finding -> kept images wanted; a shortfall is reported."""
+    steps: Count = 12
+    """Denoising steps (DPM-Solver++, arXiv 2211.01095)."""
+    guidance_scale: Annotated[float, Field(ge=1)] = 1.0
+    """Classifier-free guidance; 1 is none. It raises leakage more than utility."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """Fixed shape that every batch is padded to."""
+    block_rows: Count = 448
+    """Rows lost at most when an actor dies."""
+    actors: Count = 2
+    """Largest size of the actor pool."""
+    min_actors: Count = 1
+    """Smallest size of the actor pool."""
+    cpus_per_actor: Positive = 1.0
+    """CPU slots of one actor."""
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of one actor."""
+
+    @model_validator(mode="after")
+    def _pool(self) -> Self:
+        if self.min_actors > self.actors:
+            raise ValueError(f"min_actors {self.min_actors} must be at most actors {self.actors}")
+        return self
+
+
+class Score(Section):
+    """Largest same-patient probability of each synthetic image over the whole gallery."""
+
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    """Images embedded per call."""
+    gallery_block: Count = 4_096
+    """Gallery images compared at a time."""
+    block_rows: Count = 4_096
+    """Rows lost at most when an actor dies."""
+    actors: Count = 1
+    """Size of the actor pool."""
+    cpus_per_actor: Positive = 1.0
+    """CPU slots of one actor."""
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of one actor."""
+
+
+class FixedRule(Section):
+    """Drop a score at or over a number."""
+
+    threshold: Frac = 0.5
+    """The published default."""
+
+
+class PercentileRule(Section):
+    """Drop what scores over a percentile of unseen patients' scores."""
+
+    percentile: Annotated[float, Field(ge=0, le=100)] = 80.0
+    """Published: 95."""
+
+
+class RecallRule(Section):
+    """Drop enough that pairs of the same patient are caught."""
+
+    recall: Frac = 0.95
+    """Share of same-patient images that must be flagged ..."""
+    confidence: Frac = 0.95
+    """... with this one-sided confidence."""
+
+
+class FdrRule(Section):
+    """Drop by conformal p-values against control, Benjamini-Hochberg."""
+
+    q: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """False discovery rate among the kept images' complement."""
+
+
+class Filter(Section):
+    """Which samples are kept."""
+
+    rule: Literal["fixed", "percentile", "recall", "fdr", "none"] = "percentile"
+    """The rule; its own section below has the parameter."""
+    fixed: FixedRule = FixedRule()
+    """Rule `fixed`."""
+    percentile: PercentileRule = PercentileRule()
+    """Rule `percentile`."""
+    recall: RecallRule = RecallRule()
+    """Rule `recall`."""
+    fdr: FdrRule = FdrRule()
+    """Rule `fdr`."""
+
+
+class Classifier(Section):
+    """The downstream task: which findings does an image show?"""
+
+    steps: Count = 380
+    """Optimiser steps."""
+    batch_size: Count = 64
+    """Images per step."""
+    lr: Positive = 1.5e-3
+    """Peak learning rate (AdamW, cosine)."""
+    width: Count = 24
+    """Channels of the first stage."""
+    shift_px: NonNegativeInt = 2
+    """Largest shift in augmentation."""
+
+
+class Evaluate(Section):
+    """Privacy, utility and fidelity of every arm."""
+
+    n_student: Count = 1_500
+    """Student images sampled and scored with the kept set's prompts, and again with the private set's."""
+    n_train: Count = 900
+    """Images every classifier is trained on, the same for real and synthetic."""
+    large_factor: Annotated[float, Field(ge=1)] = 1.6
+    """The student's classifier is trained again on this many times n_train; 1 switches it off."""
+    classifier: Classifier = Classifier()
+    """The downstream task."""
+    encoder_steps: Count = 300
+    """Steps of the domain encoder for FID and KID."""
+    encoder_folder: Path | None = None
+    """A saved domain encoder to use instead."""
+    bootstrap: Count = 1_000
+    """Resamples of patients for each interval."""
+    min_control: Count = 1_000
+    """Fewer control or test images than this is `not enough evidence`."""
+    ssim_prompts: Count = 40
+    """Prompts whose images are compared by MS-SSIM, four of each."""
+    neighbours: Count = 5
+    """k of precision, recall, density and coverage."""
+
+
+class Gate(Section):
+    """Conditions under which the package may leave; each is judged pass, fail or not enough evidence."""
+
+    max_excess: Frac = 0.05
+    """Largest upper 95 % bound of the auditor's ratio over control, for the student and the kept set."""
+    min_recall: Frac = 0.95
+    """Smallest share of perturbed training images that the filter flags."""
+    min_recall_near: Frac = 0.9
+    """Smallest share of the teacher's own near-duplicates that the filter flags."""
+    near_timestep_frac: Frac = 0.3
+    """How far a real image is noised before the teacher denoises it, to make a near-duplicate."""
+    min_coverage: Frac = 0.3
+    """Smallest coverage of the real test set by the student (no collapse)."""
+    n_probe: Count = 400
+    """Training images that are perturbed for the recall conditions."""
+
+
+class Release(Section):
+    """The package that leaves the building."""
+
+    gate: Literal["enforce", "report"] = "enforce"
+    """`enforce` withholds a package that is not cleared; `report` writes it with a banner."""
+    conditions: Gate = Gate()
+    """When it may leave."""
+    title: str = "Synthetic chest X-rays"
+    """Name on the cards."""
+    licence: str = "other"
+    """Licence named on the cards."""
+    n_images: Count = 1_500
+    """Most kept images in the released set."""
+
+
+class Cluster(Section):
+    """The machine that the steps run on."""
+
+    address: str | None = None
+    """Ray address; none starts Ray on this machine."""
+    parallel_tasks: Count = 2
+    """Heavy steps that may run side by side; on a laptop one thread each beats two threads for one."""
+    object_store_gb: Positive = 1.0
+    """Object store of a local Ray."""
+
+
+class Recipe(Section):
+    """A whole run. Every key can be overridden: `--sample.steps 8`."""
+
+    name: str = "phantom"
+    """What the run is called in reports."""
+    seed: int = 0
+    """Origin of every random number."""
+    ingest: Ingest = Ingest()
+    """Cohort to records."""
+    teach: Generator = Generator()
+    """Records to teacher."""
+    identify: Identify = Identify()
+    """Records to re-identification networks."""
+    sample: Sample = Sample()
+    """Teacher to synthetic images."""
+    score: Score = Score()
+    """Synthetic images to risk."""
+    filter: Filter = Filter()
+    """Risk to keep or drop."""
+    distill: Generator = Generator(n_images=38_400)
+    """Kept images to student."""
+    evaluate: Evaluate = Evaluate()
+    """Everything to metrics."""
+    release: Release = Release()
+    """Student, kept images and metrics to a package."""
+    cluster: Cluster = Cluster()
+    """Where it runs; never part of a fingerprint."""
+
+    @model_validator(mode="after")
+    def _geometry(self) -> Self:
+        for word in ("teach", "distill"):
+            generator: Generator = getattr(self, word)
+            position_px = 1 if generator.autoencoder.kind == "pixel" else generator.autoencoder.patch_px
+            patch = generator.denoiser.patch if generator.denoiser.kind == "pixart" else 1
+            if self.ingest.image_px % (position_px * patch):
+                raise ValueError(
+                    f"ingest.image_px {self.ingest.image_px} must be a multiple of {word}'s autoencoder.patch_px "
+                    f"{position_px} x denoiser.patch {patch}"
+                )
+            if generator.denoiser.kind == "unet" and generator.autoencoder.kind == "patch_pca":
+                raise ValueError(
+                    f"{word}: denoiser 'unet' needs autoencoder 'kl' or 'pixel', got 'patch_pca'"
+                )
+        return self
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with dotted keys replaced, validated: `changed(r, {"filter.rule": "none"})`."""
+    tree = recipe.model_dump()
+    for dotted, value in changes.items():
+        *path, leaf = dotted.split(".")
+        node = tree
+        for name in path:
+            node = node[name]
+        node[leaf] = value
+    return _validate(tree, "changed recipe")
+
+
+def read(path: Path) -> Recipe:
+    """The recipe in a YAML file; keys that are left out take the documented defaults.
+
+    Raises: ConfigError if the file is missing, not a mapping, has an unknown key or an impossible value.
+    """
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
+        hint = f" — did you mean {path.parent / near[0]}?" if near else " — give the path of a recipe"
+        raise ConfigError(f"recipe: want a YAML file, got nothing at {path}{hint}")
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {path}: want YAML, got {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"recipe {path}: want a mapping of sections, got {type(tree).__name__}")
+    return _validate(tree, f"recipe {path}")
+
+
+def canonical(section: Any) -> str:
+    """A section as JSON with sorted keys, the form that is fingerprinted."""
+    tree = section.model_dump(mode="json") if isinstance(section, BaseModel) else section
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"))
+
+
+def _validate(tree: dict[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from None
+
+
+def _explain(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(detail["loc"][-1]), _keys_at(detail["loc"][:-1]), 1, cutoff=0.5)
+        hint = (
+            f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(_keys_at(detail['loc'][:-1]))}"
+        )
+        return f"key '{key}': want a known key, got an unknown one — {hint}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"key '{key}': {message} (got {detail['input']!r})" if key and not _is_tree(detail) else message
+
+
+def _is_tree(detail: Any) -> bool:
+    return isinstance(detail["input"], dict | BaseModel)
+
+
+def _keys_at(path: Sequence[Any]) -> list[str]:
+    model: Any = Recipe
+    for name in path:
+        model = model.model_fields[name].annotation
+    return list(model.model_fields)

@@ -1,0 +1,157 @@
+"""The Siamese network that says how likely two films show the same patient.
+
+An image becomes an embedding in [0, 1]^d; a pair becomes a logit, `bias + sum_j weight_j |a_j - g_j|`. Not here:
+training (`training`) and the search through a gallery (`matching`).
+Axis letters: n images or queries, m gallery images, c channels, h height, w width, d embedding.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import ResNetConfig, ResNetModel
+
+from pipeline import config
+from pipeline.images import to_torch
+
+WEIGHTS, SETTINGS = "model.safetensors", "config.json"
+
+
+class SiameseNetwork(nn.Module):
+    """Backbone to sigmoid embedding, and one linear layer on the absolute difference of two embeddings.
+
+    Source: Packhäuser et al., Sci. Rep. 12:14851 (2022), Fig. 2.
+    """
+
+    def __init__(self, network: config.Network, image_px: int, channels: int) -> None:
+        super().__init__()
+        architecture = network.model_dump(include={"backbone", "width", "embedding", "dropout"})
+        self.settings = {"image_px": image_px, "channels": channels, "network": architecture}
+        self.backbone, n_features = _backbone(network, image_px, channels)
+        self.projection = nn.Sequential(
+            nn.Flatten(), nn.Dropout(network.dropout), nn.Linear(n_features, network.embedding), nn.Sigmoid()
+        )
+        self.head = nn.Linear(network.embedding, 1)
+        # Identical embeddings start at probability sigmoid(4) = 0.98; a difference can only lower it.
+        nn.init.constant_(self.head.weight, -0.3)
+        nn.init.constant_(self.head.bias, 4.0)
+
+    def embed(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        """Embeddings in [0, 1] of images in [-1, 1]; brightness and contrast of a whole film do not count."""
+        return self.projection(self.backbone(standardised(images)))
+
+    def pair_logit(self, first: Float[Tensor, "*n d"], second: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
+        """Logit that the two images of each pair show one patient."""
+        return self.head((first - second).abs()).squeeze(-1)
+
+    def pairwise_logits(
+        self, queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"]
+    ) -> Float[Tensor, "n m"]:
+        """`pair_logit` of every query with every gallery image, without an n x m x d array.
+
+        Scaled by |weight|, the weighted sum is an L1 distance; dimensions whose weight is positive are added and
+        those whose weight is negative are subtracted, so it is exact whatever the signs.
+        """
+        weight = self.head.weight[0]
+        queries, gallery = queries * weight.abs(), gallery * weight.abs()
+        logits = self.head.bias.expand(len(queries), len(gallery))
+        for side, sign in ((weight < 0, -1.0), (weight > 0, 1.0)):
+            if side.any():
+                logits = logits + sign * torch.cdist(queries[:, side], gallery[:, side], p=1.0)
+        return logits
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors) and settings (JSON) into the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
+        (folder / SETTINGS).write_text(json.dumps(self.settings, indent=2, sort_keys=True) + "\n")
+
+
+def load(folder: Path) -> SiameseNetwork:
+    """The network in a folder, ready to embed (eval mode, CPU).
+
+    Raises: ValueError if the folder holds anything but the two files of `save`.
+    """
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if found != sorted((WEIGHTS, SETTINGS)):
+        got = ", ".join(found) or "nothing"
+        raise ValueError(f"network {folder}: want {SETTINGS} and {WEIGHTS} only, got {got} — run identify again")
+    settings = json.loads((folder / SETTINGS).read_text())
+    network = config.Network.model_validate(settings["network"])
+    model = SiameseNetwork(network, settings["image_px"], settings["channels"])
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    return model.eval()
+
+
+@torch.inference_mode()
+def embeddings(
+    model: SiameseNetwork, images: UInt8[np.ndarray, "n h w c"], batch_size: int
+) -> Float[Tensor, "n d"]:
+    """Embeddings on the CPU, a function of each image alone.
+
+    Every batch is padded to the same shape: convolutions pick their algorithm by shape, so a row would
+    otherwise depend in the last bits on how many neighbours it has.
+    """
+    device = model.head.weight.device
+    padding = np.zeros((-len(images) % batch_size, *images.shape[1:]), np.uint8)
+    batches = to_torch(np.concatenate([images, padding])).split(batch_size)
+    rows = [model.embed(batch.to(device)).cpu() for batch in batches]
+    return torch.cat(rows)[: len(images)] if rows else torch.empty(0, model.head.in_features)
+
+
+def standardised(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Each image with mean 0 and standard deviation 1 over its own pixels and channels."""
+    centred = images - images.mean((1, 2, 3), keepdim=True)
+    # 0.05 is far below the spread of any film; it keeps an empty image from becoming amplified noise.
+    return centred / (centred.square().mean((1, 2, 3), keepdim=True) + 0.05**2).sqrt()
+
+
+def _backbone(network: config.Network, image_px: int, channels: int) -> tuple[nn.Module, int]:
+    """The trunk and the number of features that it gives."""
+    if network.backbone == "conv":
+        return _conv(network.width, image_px, channels)
+    if network.backbone == "resnet":
+        return _resnet(network.width, image_px, channels)
+    trunk = ResNetConfig(num_channels=channels)
+    return _ResNet(trunk, grid=1), trunk.hidden_sizes[-1]
+
+
+def _conv(width: int, image_px: int, channels: int) -> tuple[nn.Module, int]:
+    """Three convolutions on 2x2 pixel blocks; anatomy is a matter of place, so the last grid is kept."""
+    grid = min(image_px // 8, 8)
+    widths = (4 * channels, width, 2 * width, 4 * width)
+    stages: list[nn.Module] = [nn.PixelUnshuffle(2)]
+    for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+        stages += [nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(), nn.MaxPool2d(2)]
+    stages[-1] = nn.AdaptiveAvgPool2d(grid)
+    return nn.Sequential(*stages), widths[-1] * grid**2
+
+
+def _resnet(width: int, image_px: int, channels: int) -> tuple[nn.Module, int]:
+    grid = min(image_px // 16, 4)
+    trunk = ResNetConfig(
+        num_channels=channels,
+        embedding_size=width,
+        hidden_sizes=[width, 2 * width, 4 * width],
+        depths=[1, 1, 1],
+        layer_type="basic",
+    )
+    return _ResNet(trunk, grid), trunk.hidden_sizes[-1] * grid**2
+
+
+class _ResNet(nn.Module):
+    """A residual trunk with random weights, pooled to grid x grid."""
+
+    def __init__(self, trunk: ResNetConfig, grid: int) -> None:
+        super().__init__()
+        self.trunk = ResNetModel(trunk)
+        self.pool = nn.AdaptiveAvgPool2d(grid)
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k g g"]:
+        return self.pool(self.trunk(images).last_hidden_state)

@@ -1,0 +1,118 @@
+"""Geometry of the report's plots: axes, histogram bars, and images as data URIs.
+
+Positions are percentages of a plot's width, so that the page draws them as inline SVG at any width with text that
+keeps its size and colours that follow the reader's light or dark setting. Not here: colours, labels, layout
+(`report.html.j2`, `report.css`). Axis letters: n images, h height, w width, c channels.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from pipeline import images
+
+# Scores closer to 0 or 1 than this share the outermost bar: float32 cannot tell them apart near 1.
+SCORE_MARGIN = 1e-4
+SCORE_TICKS = (0.0001, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
+IMAGE_CSS_PX = 112
+
+
+class Tick(NamedTuple):
+    """A labelled position on an axis, in percent of its width."""
+
+    at: float
+    label: str
+
+
+class Bar(NamedTuple):
+    """A histogram bar: left edge and width in percent of the axis, height in percent of the highest bar."""
+
+    at: float
+    width: float
+    height: float
+    flagged: bool
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A horizontal axis from `start` to `stop`; a logit axis is linear in log(p / (1 - p))."""
+
+    start: float
+    stop: float
+    values: tuple[float, ...]
+    unit: str = ""
+    logit: bool = False
+
+    def place(self, value: float) -> float:
+        """Where a value stands, in percent of the width; values off the axis stand at its ends."""
+        start, stop, at = (_logit(v) if self.logit else v for v in (self.start, self.stop, value))
+        return round(100 * min(max((at - start) / (stop - start), 0.0), 1.0), 2)
+
+    @property
+    def ticks(self) -> list[Tick]:
+        """The labelled positions."""
+        scale = 100 if self.unit == "%" else 1
+        return [Tick(self.place(v), f"{scale * v:.10g}{' %' if self.unit == '%' else ''}") for v in self.values]
+
+
+def linear_axis(low: float, high: float, unit: str = "") -> Axis:
+    """An axis over [low, high] with ticks at multiples of 1, 2 or 5 times a power of ten; it ends at ticks."""
+    span = max(high - low, 1e-6)
+    power = 10.0 ** math.floor(math.log10(span / 5))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= span / 5 * 0.999)
+    first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
+    values = tuple(round(i * step, 10) for i in range(first, last + 1))
+    return Axis(values[0], values[-1], values, unit)
+
+
+def score_axis(scores: Iterable[Float[np.ndarray, " n"]], threshold: float | None) -> Axis:
+    """A logit axis over all scores and the threshold: scores crowd at 0 and 1, where a linear axis shows nothing."""
+    seen = [s for s in scores if len(s)] + ([np.array([threshold])] if threshold is not None else [])
+    low = min((float(np.min(s)) for s in seen), default=0.01)
+    high = max((float(np.max(s)) for s in seen), default=0.99)
+    start = max((t for t in SCORE_TICKS if t <= low), default=SCORE_TICKS[0])
+    stop = min((t for t in SCORE_TICKS if t >= high), default=SCORE_TICKS[-1])
+    start, stop = (start, stop) if start < stop else (SCORE_TICKS[0], SCORE_TICKS[-1])
+    return Axis(start, stop, tuple(t for t in SCORE_TICKS if start <= t <= stop), logit=True)
+
+
+def histogram(
+    scores: Float[np.ndarray, " n"], axis: Axis, threshold: float | None, n_bins: int = 48
+) -> list[Bar]:
+    """Bars of equal width on the axis. The threshold is a bin edge, so no bar is half flagged."""
+    places = np.array([axis.place(float(s)) for s in scores])
+    split = 100.0 if threshold is None else axis.place(threshold)
+    below = max(round(n_bins * split / 100), 1)
+    edges = np.concatenate([np.linspace(0, split, below + 1), np.linspace(split, 100, n_bins - below + 1)[1:]])
+    if threshold is not None:  # rounding must not carry a score over the threshold
+        places = np.where(scores >= threshold, np.maximum(places, split), np.minimum(places, np.nextafter(split, 0)))
+    counts, _ = np.histogram(places, np.unique(edges))
+    edges, top = np.unique(edges), max(int(counts.max(initial=0)), 1)
+    return [
+        Bar(round(float(a), 2), round(float(b - a), 2), round(100 * int(n) / top, 1), threshold is not None and a >= split)
+        for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)
+        if n
+    ]
+
+
+def data_uri(image: UInt8[np.ndarray, "h w c"]) -> str:
+    """The image as a PNG that is part of the page."""
+    return "data:image/png;base64," + base64.b64encode(images.png(image)).decode()
+
+
+def css_px(image: UInt8[np.ndarray, "h w c"]) -> int:
+    """Width on the page: small images are enlarged by a whole number, so that all their pixels are alike."""
+    width = image.shape[1]
+    return width * max(round(IMAGE_CSS_PX / width), 1) if width < IMAGE_CSS_PX else IMAGE_CSS_PX
+
+
+def _logit(p: float) -> float:
+    p = min(max(p, SCORE_MARGIN), 1 - SCORE_MARGIN)
+    return math.log(p / (1 - p))

@@ -1,0 +1,106 @@
+"""Row steps: append columns to every row. The only caller of `Dataset.map_batches`.
+
+Same rows, same count, never drops. Rows are checkpointed by `row_id` in blocks of `block_rows`, so that a run that
+was killed goes on where it stood; the files come in any order, and readers sort by `row_id`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import ray.data
+from ray.data import ActorPoolStrategy, SaveMode
+from ray.data.checkpoint import CheckpointConfig
+
+from pipeline.progress import Bar
+from pipeline.tables import SchemaError, require
+
+
+class Worker(Protocol):
+    """What a row step runs: loads once, then answers each batch with only the new columns, row by row."""
+
+    reads: pa.Schema
+    adds: pa.Schema
+
+    def __call__(self, batch: pa.Table) -> pa.Table: ...
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How many workers, how large each is, and what they take at a time."""
+
+    max_actors: int
+    batch_rows: int
+    block_rows: int
+    min_actors: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+def append_columns(
+    source_uri: str,
+    worker: type[Worker],
+    arguments: Mapping[str, Any],
+    out_uri: str,
+    *,
+    work_uri: str,
+    pool: Pool,
+    bar: Bar,
+) -> int:
+    """Write `row_id` and the worker's columns for every row of the Parquet at `source_uri`; how many rows.
+
+    Raises: SchemaError if the rows written are not the rows read.
+    """
+    n_rows = count_rows(source_uri)
+    bar.begin(n_rows, count_rows(out_uri))
+    operator = type(worker.__name__, (_Operator,), {})  # Ray names the operator after the class
+    rows = ray.data.read_parquet(source_uri)
+    rows.context.enable_progress_bars = False
+    # Kept until the manifest is written: deleted earlier, a kill in between would write every row twice.
+    rows.context.checkpoint_config = CheckpointConfig(
+        "row_id", f"{work_uri}/checkpoint", delete_checkpoint_on_success=False
+    )
+    rows.repartition(target_num_rows_per_block=pool.block_rows).map_batches(
+        operator,
+        fn_constructor_args=(worker, dict(arguments), bar),
+        batch_size=pool.batch_rows,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=pool.min_actors, max_size=pool.max_actors, initial_size=pool.max_actors),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus or None,
+    ).write_parquet(out_uri, mode=SaveMode.APPEND)
+    written = count_rows(out_uri)
+    if written != n_rows:
+        raise SchemaError(f"{worker.__name__}: want {n_rows} rows, got {written} — remove {out_uri} and run again")
+    return n_rows
+
+
+def count_rows(uri: str) -> int:
+    """Rows in the Parquet file or folder at `uri`; 0 if there is none."""
+    fs, path = (pafs.LocalFileSystem(), uri) if "://" not in uri else pafs.FileSystem.from_uri(uri)
+    if fs.get_file_info(path).type == pafs.FileType.NotFound:
+        return 0
+    return pads.dataset(path, filesystem=fs, format="parquet").count_rows()
+
+
+class _Operator:
+    """Runs a worker inside Ray Data and holds it to its schemas."""
+
+    def __init__(self, worker: type[Worker], arguments: dict[str, Any], bar: Bar):
+        self._worker = worker(**arguments)
+        self._bar = bar
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        name = type(self._worker).__name__
+        require(batch, self._worker.reads, f"{name} input")
+        added = self._worker(batch)
+        require(added, self._worker.adds, f"{name} output")
+        if added.num_rows != batch.num_rows:
+            raise SchemaError(f"{name} output: want {batch.num_rows} rows, got {added.num_rows}")
+        self._bar.add(batch.num_rows)
+        return pa.table({"row_id": batch["row_id"]} | {field.name: added[field.name] for field in self._worker.adds})
