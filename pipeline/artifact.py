@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -217,6 +218,15 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             self.fs.delete_dir(f"{self.root}{draft.work_uri.removeprefix(self.uri)}")
         return Artifact(self, draft.key, manifest)
+
+    def secret(self, name: str) -> bytes:
+        """32 random bytes that belong to this store, made at the first call."""
+        path = f"{self.root}/{name}"
+        if self.fs.get_file_info(path).type != pafs.FileType.File:
+            self.fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+            self._put(path, secrets.token_bytes(32))
+        with self.fs.open_input_stream(path) as stream:
+            return stream.read()
 
     def _put(self, path: str, body: bytes) -> None:
         if self.local_root is None:

@@ -32,14 +32,15 @@ def connect(recipe: Recipe) -> Iterator[None]:
     if recipe.cluster.address:
         ray.init(address=recipe.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     else:
-        ray.init(
-            num_cpus=(os.cpu_count() or 1) + SPARE_SLOTS,
-            object_store_memory=int(recipe.cluster.object_store_gb * 1e9),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=_short_temporary_folder(),
-        )
+        with _muted_stderr():  # ray's core greets with its log level
+            ray.init(
+                num_cpus=(os.cpu_count() or 1) + SPARE_SLOTS,
+                object_store_memory=int(recipe.cluster.object_store_gb * 1e9),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=_short_temporary_folder(),
+            )
     try:
         preflight(recipe)
         yield
@@ -81,7 +82,7 @@ def demands(recipe: Recipe) -> list[tuple[str, int, float, float]]:
 
 
 def _quiet() -> None:
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else C++ lines run through the live view
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else lines from C++ run through the live view
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
@@ -93,3 +94,15 @@ def _quiet() -> None:
 def _short_temporary_folder() -> str:
     # Ray's sockets live below it and their paths may have 107 characters, which a long TMPDIR exceeds.
     return "/tmp/ray" if len(tempfile.gettempdir()) > 40 else f"{tempfile.gettempdir()}/ray"
+
+
+@contextlib.contextmanager
+def _muted_stderr() -> Iterator[None]:
+    saved = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -454,6 +454,8 @@ class Evaluate(Section):
     """A saved domain encoder to use instead."""
     bootstrap: Count = 1_000
     """Resamples of patients for each interval."""
+    control_percentile: Annotated[float, Field(ge=50, lt=100)] = 95.0
+    """A ratio counts scores at or over this percentile of control scores, whatever rule filters (published: 95)."""
     min_control: Count = 1_000
     """Fewer control or test images than this is `not enough evidence`."""
     ssim_prompts: Count = 40

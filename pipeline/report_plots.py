@@ -50,16 +50,20 @@ class Axis:
     unit: str = ""
     logit: bool = False
 
+    def places(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """Where values stand, in percent of the width; values off the axis stand at its ends."""
+        start, stop, at = (_logit(np.asarray(v)) if self.logit else v for v in (self.start, self.stop, values))
+        return 100 * np.clip((at - start) / (stop - start), 0.0, 1.0)
+
     def place(self, value: float) -> float:
-        """Where a value stands, in percent of the width; values off the axis stand at its ends."""
-        start, stop, at = (_logit(v) if self.logit else v for v in (self.start, self.stop, value))
-        return round(100 * min(max((at - start) / (stop - start), 0.0), 1.0), 2)
+        """Where one value stands, in percent of the width."""
+        return round(float(self.places(np.array([value]))[0]), 2)
 
     @property
     def ticks(self) -> list[Tick]:
         """The labelled positions."""
         scale = 100 if self.unit == "%" else 1
-        return [Tick(self.place(v), f"{scale * v:.10g}{' %' if self.unit == '%' else ''}") for v in self.values]
+        return [Tick(self.place(v), f"{scale * v:.10g}{self.unit}") for v in self.values]
 
 
 def linear_axis(low: float, high: float, unit: str = "") -> Axis:
@@ -87,17 +91,18 @@ def histogram(
     scores: Float[np.ndarray, " n"], axis: Axis, threshold: float | None, n_bins: int = 48
 ) -> list[Bar]:
     """Bars of equal width on the axis. The threshold is a bin edge, so no bar is half flagged."""
-    places = np.array([axis.place(float(s)) for s in scores])
     split = 100.0 if threshold is None else axis.place(threshold)
-    below = max(round(n_bins * split / 100), 1)
-    edges = np.concatenate([np.linspace(0, split, below + 1), np.linspace(split, 100, n_bins - below + 1)[1:]])
+    n_below = max(round(n_bins * split / 100), 1)
+    edges = np.unique([*np.linspace(0, split, n_below + 1), *np.linspace(split, 100, n_bins - n_below + 1)])
+    places = axis.places(scores)
     if threshold is not None:  # rounding must not carry a score over the threshold
-        places = np.where(scores >= threshold, np.maximum(places, split), np.minimum(places, np.nextafter(split, 0)))
-    counts, _ = np.histogram(places, np.unique(edges))
-    edges, top = np.unique(edges), max(int(counts.max(initial=0)), 1)
+        below = np.minimum(places, np.nextafter(split, 0))
+        places = np.where(scores >= threshold, np.maximum(places, split), below)
+    counts, _ = np.histogram(places, edges)
+    heights = np.round(100 * counts / max(counts.max(initial=0), 1), 1)
     return [
-        Bar(round(float(a), 2), round(float(b - a), 2), round(100 * int(n) / top, 1), threshold is not None and a >= split)
-        for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)
+        Bar(round(float(left), 2), round(float(right - left), 2), float(height), threshold is not None and left >= split)
+        for left, right, height, n in zip(edges[:-1], edges[1:], heights, counts, strict=True)
         if n
     ]
 
@@ -113,6 +118,6 @@ def css_px(image: UInt8[np.ndarray, "h w c"]) -> int:
     return width * max(round(IMAGE_CSS_PX / width), 1) if width < IMAGE_CSS_PX else IMAGE_CSS_PX
 
 
-def _logit(p: float) -> float:
-    p = min(max(p, SCORE_MARGIN), 1 - SCORE_MARGIN)
-    return math.log(p / (1 - p))
+def _logit(p: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    p = np.clip(p, SCORE_MARGIN, 1 - SCORE_MARGIN)
+    return np.log(p / (1 - p))

@@ -68,9 +68,11 @@ SCORES = pa.schema(
         ("row_id", pa.string()),
         ("reid_score", pa.float32()),  # 0-1, higher = more re-identifiable
         ("nearest_row_id", pa.string()),
-        ("margin", pa.float32()),  # logit of the best patient minus logit of the next patient
+        ("margin", pa.float32()),  # logit of the best match minus the best of all other patients
     ]
 )
+# The auditor's column: for reports only, never read by a filter.
+AUDIT_SCORES = pa.schema([("row_id", pa.string()), ("audit_score", pa.float32())])
 FILTERED = pa.schema(
     [
         ("row_id", pa.string()),
@@ -79,7 +81,7 @@ FILTERED = pa.schema(
     ]
 )
 # What crosses into releasable/: new names, shared prompts, no scores.
-KEPT = pa.schema([("row_id", pa.string()), ("seed", pa.int64()), ("prompt", pa.string()), ("labels", LABELS)])
+KEPT = pa.schema([("row_id", pa.string()), ("prompt", pa.string()), ("labels", LABELS)])
 
 
 class SchemaError(ValueError):

@@ -1,6 +1,7 @@
-"""Where things lie in the phantom chest: a patient's anatomy, a film's pose, the boxes around findings.
+"""A phantom patient's anatomy and a film's pose: all lengths, angles and densities that the drawing needs.
 
-Not here: pixels (`phantom_drawing`) and who has which finding when (`phantom`). Lengths are in units of half the
+Not here: where findings lie in it (`phantom_findings`), pixels (`phantom_drawing`), and who has which finding when
+(`phantom`). Lengths are in units of half the
 image's side. Chest coordinates: origin in the middle of an unposed film, x to the right of the image (the
 patient's left), y downwards, both in [-1, 1]. Side -1 is the patient's right (left half of the image), +1 the
 left, 0 both.
@@ -8,10 +9,11 @@ left, 0 both.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -57,7 +59,7 @@ class Film:
 
     def source(self) -> str:
         """The film as compact JSON."""
-        return json.dumps(asdict(self) | {"findings": self.findings}, separators=(",", ":"))
+        return json.dumps(vars(self), separators=(",", ":"))
 
 
 class Pair(NamedTuple):
@@ -136,15 +138,7 @@ class Pose(NamedTuple):
     offset: float
 
 
-class Box(NamedTuple):
-    """An upright box in chest coordinates, or in fractions of the side after `on_film`."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-
+@functools.lru_cache(maxsize=256)
 def anatomy(seed: int, patient: int, sex: str) -> Anatomy:
     """The anatomy of a patient; every length is normal, cut at 2.2 standard deviations."""
     rng = seeds.numpy_generator(seed, "phantom anatomy", patient)
@@ -166,15 +160,15 @@ def anatomy(seed: int, patient: int, sex: str) -> Anatomy:
         dome=Pair(normal(0.40, 0.06), normal(0.45, 0.06)),
         dome_curve=pair(1.6, 0.4, 0.3),
         wall=normal(0.15, 0.03),
-        flare=normal(0.30, 0.08),
-        shoulder_y=normal(-0.74, 0.05),
-        shoulder_slope=normal(0.22, 0.08),
+        flare=normal(0.42, 0.10),
+        shoulder_y=normal(-0.80, 0.05),
+        shoulder_slope=normal(0.14, 0.08),
         neck=normal(0.21 if women else 0.24, 0.025),
         heart_x=normal(0.13, 0.02),
-        heart_y=normal(0.20, 0.03),
-        heart_long=normal(0.275, 0.018),
-        heart_short=normal(0.215, 0.014),
-        heart_tilt=normal(0.6, 0.15),
+        heart_y=normal(0.21, 0.03),
+        heart_long=normal(0.30, 0.02),
+        heart_short=normal(0.195, 0.014),
+        heart_tilt=normal(0.7, 0.13),
         atrium=normal(0.175, 0.018),
         mediastinum=normal(0.115, 0.014),
         knob_y=normal(-0.27, 0.035),
@@ -184,16 +178,16 @@ def anatomy(seed: int, patient: int, sex: str) -> Anatomy:
         rib_spacing=normal(0.185, 0.014),
         rib_phase=rng.uniform(0, 2 * math.pi),
         rib_drop=normal(0.26, 0.06),
-        rib_contrast=normal(0.085, 0.018),
+        rib_contrast=normal(0.08, 0.018),
         clavicle_y=normal(-0.56, 0.04),
         clavicle_slope=normal(0.24, 0.07),
         hilum_y=Pair(normal(-0.02, 0.035), normal(-0.07, 0.035)),
         hilum_density=normal(0.17, 0.03),
         vessel_phase=Pair(*rng.uniform(0, 2 * math.pi, 2).tolist()),
-        vessel_density=normal(0.13, 0.03),
+        vessel_density=normal(0.16, 0.035),
         breast=normal(0.31, 0.03) if women else 0.0,
         breast_y=normal(0.30, 0.06),
-        breast_density=normal(0.10, 0.03),
+        breast_density=normal(0.085, 0.025),
         stomach_x=normal(0.36, 0.05),
         stomach_size=normal(0.09, 0.022),
         aeration=normal(0.0, 0.035),

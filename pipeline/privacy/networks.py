@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import ResNetConfig, ResNetModel
 
 from pipeline import config
 from pipeline.images import to_torch
@@ -41,18 +41,19 @@ class SiameseNetwork(nn.Module):
         # Identical embeddings start at probability sigmoid(4) = 0.98; a difference can only lower it.
         nn.init.constant_(self.head.weight, -0.3)
         nn.init.constant_(self.head.bias, 4.0)
+        for parameter in self.parameters():
+            if parameter.ndim == 4:  # 1.4 times as fast as n c h w on a CPU
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def embed(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """Embeddings in [0, 1] of images in [-1, 1]; brightness and contrast of a whole film do not count."""
-        return self.projection(self.backbone(standardised(images)))
+        return self.projection(self.backbone(standardised(images).contiguous(memory_format=torch.channels_last)))
 
-    def pair_logit(self, first: Float[Tensor, "*n d"], second: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
+    def pair_logit(self, first: Float[Tensor, "*n d"], second: Float[Tensor, "*n d"]) -> Float[Tensor, " *n"]:
         """Logit that the two images of each pair show one patient."""
         return self.head((first - second).abs()).squeeze(-1)
 
-    def pairwise_logits(
-        self, queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"]
-    ) -> Float[Tensor, "n m"]:
+    def pairwise_logits(self, queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
         """`pair_logit` of every query with every gallery image, without an n x m x d array.
 
         Scaled by |weight|, the weighted sum is an L1 distance; dimensions whose weight is positive are added and
@@ -90,19 +91,19 @@ def load(folder: Path) -> SiameseNetwork:
 
 
 @torch.inference_mode()
-def embeddings(
-    model: SiameseNetwork, images: UInt8[np.ndarray, "n h w c"], batch_size: int
-) -> Float[Tensor, "n d"]:
+def embeddings(model: SiameseNetwork, images: UInt8[np.ndarray, "n h w c"], batch_size: int) -> Float[Tensor, "n d"]:
     """Embeddings on the CPU, a function of each image alone.
 
     Every batch is padded to the same shape: convolutions pick their algorithm by shape, so a row would
     otherwise depend in the last bits on how many neighbours it has.
     """
-    device = model.head.weight.device
-    padding = np.zeros((-len(images) % batch_size, *images.shape[1:]), np.uint8)
-    batches = to_torch(np.concatenate([images, padding])).split(batch_size)
-    rows = [model.embed(batch.to(device)).cpu() for batch in batches]
-    return torch.cat(rows)[: len(images)] if rows else torch.empty(0, model.head.in_features)
+    vectors = torch.empty(len(images), model.head.in_features)
+    for start in range(0, len(images), batch_size):
+        pixels = to_torch(images[start : start + batch_size])
+        padded = torch.cat([pixels, pixels.new_zeros(batch_size - len(pixels), *pixels.shape[1:])])
+        found = model.embed(padded.to(model.head.weight.device)).cpu()
+        vectors[start : start + batch_size] = found[: len(pixels)]
+    return vectors
 
 
 def standardised(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
@@ -114,43 +115,43 @@ def standardised(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
 
 def _backbone(network: config.Network, image_px: int, channels: int) -> tuple[nn.Module, int]:
     """The trunk and the number of features that it gives."""
+    width = network.width
     if network.backbone == "conv":
-        return _conv(network.width, image_px, channels)
+        grid = min(image_px // 8, 8)
+        return _conv(width, channels, grid), 4 * width * grid**2
     if network.backbone == "resnet":
-        return _resnet(network.width, image_px, channels)
-    trunk = ResNetConfig(num_channels=channels)
-    return _ResNet(trunk, grid=1), trunk.hidden_sizes[-1]
+        grid = min(image_px // 16, 4)
+        trunk = _ResNet(
+            grid,
+            num_channels=channels,
+            embedding_size=width,
+            hidden_sizes=[width, 2 * width, 4 * width],
+            depths=[1, 1, 1],
+            layer_type="basic",
+        )
+        return trunk, 4 * width * grid**2
+    return _ResNet(grid=1, num_channels=channels), 2048
 
 
-def _conv(width: int, image_px: int, channels: int) -> tuple[nn.Module, int]:
+def _conv(width: int, channels: int, grid: int) -> nn.Sequential:
     """Three convolutions on 2x2 pixel blocks; anatomy is a matter of place, so the last grid is kept."""
-    grid = min(image_px // 8, 8)
+    pools = (nn.MaxPool2d(2), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(grid))
     widths = (4 * channels, width, 2 * width, 4 * width)
     stages: list[nn.Module] = [nn.PixelUnshuffle(2)]
-    for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
-        stages += [nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(), nn.MaxPool2d(2)]
-    stages[-1] = nn.AdaptiveAvgPool2d(grid)
-    return nn.Sequential(*stages), widths[-1] * grid**2
-
-
-def _resnet(width: int, image_px: int, channels: int) -> tuple[nn.Module, int]:
-    grid = min(image_px // 16, 4)
-    trunk = ResNetConfig(
-        num_channels=channels,
-        embedding_size=width,
-        hidden_sizes=[width, 2 * width, 4 * width],
-        depths=[1, 1, 1],
-        layer_type="basic",
-    )
-    return _ResNet(trunk, grid), trunk.hidden_sizes[-1] * grid**2
+    for n_in, n_out, pool in zip(widths[:-1], widths[1:], pools, strict=True):
+        # Pooled before they are normalised: a quarter of the work for the same features.
+        stages += [nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), pool, nn.BatchNorm2d(n_out), nn.ReLU()]
+    return nn.Sequential(*stages)
 
 
 class _ResNet(nn.Module):
-    """A residual trunk with random weights, pooled to grid x grid."""
+    """transformers' residual network with random weights, pooled to grid x grid; settings as in ResNetConfig."""
 
-    def __init__(self, trunk: ResNetConfig, grid: int) -> None:
+    def __init__(self, grid: int, **settings: Any) -> None:
+        from transformers import ResNetConfig, ResNetModel  # takes seconds, and `conv` does without
+
         super().__init__()
-        self.trunk = ResNetModel(trunk)
+        self.trunk = ResNetModel(ResNetConfig(**settings))
         self.pool = nn.AdaptiveAvgPool2d(grid)
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k g g"]:

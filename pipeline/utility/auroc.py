@@ -8,7 +8,7 @@ finding. Axis letters: n images, k findings, m images with a known label, c clus
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,7 +80,7 @@ def bootstrap_auroc(
     areas = {name: _areas(ranking, multiplicities) for name, ranking in rankings.items()}
     estimates = {name: _estimate(areas[name], len(rankings[name].clusters)) for name in rankings}
     if areas:
-        estimates["macro"] = _estimate(np.mean(list(areas.values()), axis=0), len(labels))
+        estimates["macro"] = _estimate(np.mean([*areas.values()], axis=0), len(labels))
     flat_members = members.repeat(labels.shape[1])
     for name, ranking in _estimable(labels.reshape(-1, 1), scores.reshape(-1, 1), flat_members, ["micro"]).items():
         estimates[name] = _estimate(_areas(ranking, multiplicities), len(labels))
@@ -104,7 +104,7 @@ def retention(
     _require_scores(labels, scores)
     _require_scores(labels, reference_scores)
     members, multiplicities = _resamples(clusters, n_resamples, seed)
-    findings = range(labels.shape[1])
+    findings = [str(column) for column in range(labels.shape[1])]
     rankings = _estimable(labels, scores, members, findings)
     reference_rankings = _estimable(labels, reference_scores, members, findings)
     if not rankings:
@@ -114,21 +114,27 @@ def retention(
     )
 
 
-def _require_scores(labels: Int8[np.ndarray, "..."], scores: Float[np.ndarray, "..."]) -> None:
+def _require_scores(labels: Int8[np.ndarray, ...], scores: Float[np.ndarray, ...]) -> None:
     if labels.shape != scores.shape:
         raise ValueError(f"auroc: want one score per label {labels.shape}, got {scores.shape}")
     if not np.isfinite(scores).all():
-        raise ValueError(f"auroc: want finite scores, got {(~np.isfinite(scores)).sum()} that are not — did it diverge?")
+        n_bad = int((~np.isfinite(scores)).sum())
+        raise ValueError(f"auroc: want finite scores, got {n_bad} that are not — did training diverge?")
 
 
-def _estimable(labels, scores, clusters, names) -> dict:
+def _estimable(
+    labels: Int8[np.ndarray, "n k"],
+    scores: Float[np.ndarray, "n k"],
+    clusters: Int[np.ndarray, " n"],
+    findings: Sequence[str],
+) -> dict[str, Ranking]:
     """The ranking of each column that enough clusters have and enough lack."""
     rankings = {}
-    for name, label, score in zip(names, labels.T, scores.T, strict=True):
+    for finding, label, score in zip(findings, labels.T, scores.T, strict=True):
         ranking = _ranking(label, score, clusters)
         sides = ranking.clusters[ranking.positive], ranking.clusters[~ranking.positive]
         if min(len(np.unique(side)) for side in sides) >= MIN_CLUSTERS:
-            rankings[name] = ranking
+            rankings[finding] = ranking
     return rankings
 
 
@@ -168,7 +174,7 @@ def _weighted_area(ranking: Ranking, weights: Float[np.ndarray, "r m"]) -> Float
 
 
 def _macro_areas(
-    rankings: Mapping[Any, Ranking], multiplicities: Float[np.ndarray, "r c"]
+    rankings: Mapping[str, Ranking], multiplicities: Float[np.ndarray, "r c"]
 ) -> Float[np.ndarray, " r"]:
     return np.mean([_areas(ranking, multiplicities) for ranking in rankings.values()], axis=0)
 

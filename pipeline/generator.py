@@ -1,0 +1,201 @@
+"""From images and prompts to a trained diffusers pipeline: what teacher and student share.
+
+Two artifacts: latents (autoencoder, tokenizer and, by a row step, latents and token ids or frozen embeddings), and
+the pipeline folder, trained on those rows. Neither knows which data it is given.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from ray.train.torch import get_device, prepare_model
+
+from pipeline import config, fit, images, rows
+from pipeline.generators import autoencoder, denoiser, folder, text, training
+from pipeline.progress import Bar
+from pipeline.tables import with_images
+from pipeline.task import Made, Work
+
+ENCODE_BATCH_ROWS = 256
+
+
+def make_latents(work: Work, section: config.Generator, table: pa.Table, seed: int) -> Made:
+    """Fit the autoencoder and the tokenizer on the rows (row_id, prompt, image), and encode every row once."""
+    draft = work.draft
+    draft.write_table(table.select(["row_id", "prompt", "image"]), "source")
+    source_uri = f"{draft.folder}/source.parquet"
+    tokenizer = (
+        text.train_tokenizer(table["prompt"].to_pylist(), section.text.max_tokens)
+        if section.text.folder is None
+        else text.load_tokenizer(section.text.folder, section.text.max_tokens)
+    )
+    text.token_ids(tokenizer, sorted(set(table["prompt"].to_pylist())), section.text.max_tokens)
+    tokenizer.save_pretrained(draft.folder / "tokenizer")
+    _fit_autoencoder(work, section, images.array(table["image"]), source_uri, seed)
+    n_rows = rows.append_columns(
+        source_uri,
+        Encode,
+        {"section": section, "folder": draft.folder, "image_px": work.recipe.ingest.image_px, "seed": seed},
+        f"{draft.uri}/rows",
+        work_uri=draft.work_uri,
+        pool=rows.Pool(section.workers, ENCODE_BATCH_ROWS, 4 * ENCODE_BATCH_ROWS, gpus=float(section.gpu)),
+        bar=work.bar,
+    )
+    (draft.folder / "source.parquet").unlink()
+    return Made({"vocabulary": len(tokenizer)}, n_rows)
+
+
+def make_pipeline(work: Work, section: config.Generator, latents: str, seed: int) -> Made:
+    """Train denoiser and text encoder on the rows of the artifact named `latents`, save the pipeline folder."""
+    source = work.inputs[latents]
+    trained = fit.train_on_rows(
+        DenoiserTrainee,
+        {"section": section, "parts": source.local(), "seed": seed},
+        f"{source.uri}/rows",
+        group=_group(section),
+        checkpoint_images=section.checkpoint_images,
+        work_uri=work.draft.work_uri,
+        bar=work.bar,
+    )
+    shutil.copytree(trained, work.draft.folder / "pipeline")
+    n_rows = rows.count_rows(f"{source.uri}/rows")
+    return Made({"epochs": round(section.n_images / n_rows, 1), "trained_on_rows": n_rows})
+
+
+class Encode:
+    """Row worker: an image's latent and its prompt's token ids, or its embeddings if the encoder is frozen."""
+
+    def __init__(self, section: config.Generator, folder: Path, image_px: int, seed: int):
+        self._section, self._autoencoder = section, autoencoder.load(folder / "vae")
+        self._tokenizer = text.load_tokenizer(folder / "tokenizer", section.text.max_tokens)
+        self._frozen = section.text.folder is not None and not section.text.train
+        channels = self._autoencoder.config.in_channels
+        self.reads = with_images(
+            pa.schema([("row_id", pa.string()), ("prompt", pa.string())]), image_px, channels
+        )
+        shape = autoencoder.latent_shape(section.autoencoder, channels, image_px)
+        tokens = (section.text.max_tokens,)
+        self.adds = pa.schema(
+            [
+                ("latent", pa.fixed_shape_tensor(pa.float32(), (shape[0], shape[1], shape[1]))),
+                ("mask", pa.fixed_shape_tensor(pa.int64(), tokens)),
+            ]
+        )
+        if self._frozen:
+            self._encoder = text.build_encoder(section.text, self._tokenizer, section.denoiser.kind, seed)
+            self.adds = self.adds.append(
+                pa.field("text", pa.fixed_shape_tensor(pa.float32(), (*tokens, text.width(self._encoder))))
+            )
+        else:
+            self.adds = self.adds.append(pa.field("text", pa.fixed_shape_tensor(pa.int64(), tokens)))
+
+    @torch.inference_mode()
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        pixels = images.to_torch(images.array(batch["image"]))
+        prompts = batch["prompt"].to_pylist()
+        ids, mask = text.token_ids(self._tokenizer, prompts, self._section.text.max_tokens)
+        words = text.embed(self._encoder, ids, mask, self._section.denoiser.kind) if self._frozen else ids
+        latents = autoencoder.encode(self._autoencoder, pixels)
+        return pa.table({"latent": _column(latents), "mask": _column(mask), "text": _column(words)})
+
+
+class DenoiserTrainee:
+    """Trains the denoiser, and its text encoder if that one learns too, on latents."""
+
+    def __init__(self, table: pa.Table, *, rank: int, section: config.Generator, parts: Path, seed: int):
+        self._parts, self._section, device = parts, section, get_device()
+        self._latents = _tensor(table["latent"], device)
+        self._text, self._mask = _tensor(table["text"], device), _tensor(table["mask"], device)
+        self._tokenizer = text.load_tokenizer(parts / "tokenizer", section.text.max_tokens)
+        encoder = text.build_encoder(section.text, self._tokenizer, section.denoiser.kind, seed).to(device)
+        model = denoiser.build(
+            section.denoiser, self._latents.shape[1], self._latents.shape[2], text.width(encoder), seed
+        ).to(device)
+        ids, mask = text.token_ids(self._tokenizer, [""], section.text.max_tokens)
+        ids, mask = ids.to(device), mask.to(device)
+        learns = section.text.folder is None or section.text.train
+        self._frozen_encoder = None if learns else encoder
+        if learns:
+            null = ids[0]
+        else:
+            with torch.no_grad():
+                null = text.embed(encoder, ids, mask, section.denoiser.kind)[0]
+        self.fit = training.Training(
+            section, prepare_model(model), prepare_model(encoder) if learns else None, (null, mask[0]), seed, rank
+        )
+
+    def step(self) -> None:
+        """Train on this worker's part of the next batch."""
+        chosen = torch.from_numpy(self.fit.rows(len(self._latents))).to(self._latents.device)
+        self.fit.step(self._latents[chosen], self._text[chosen], self._mask[chosen])
+
+    def save(self, out: Path) -> None:
+        """Write the pipeline with averaged weights."""
+        modules = self.fit.averaged()
+        encoder = modules.get("text", self._frozen_encoder)
+        folder.save(
+            out, autoencoder.load(self._parts / "vae"), self._tokenizer, encoder, modules["denoiser"], self._section
+        )
+
+
+class AutoencoderTrainee:
+    """Trains an AutoencoderKL on images."""
+
+    def __init__(self, table: pa.Table, *, rank: int, section: config.Generator, seed: int):
+        self._images = images.array(table["image"])
+        device = get_device()
+        model = autoencoder.build(section.autoencoder, self._images, seed).to(device)
+        _, latent_px = autoencoder.latent_shape(
+            section.autoencoder, self._images.shape[-1], self._images.shape[1]
+        )
+        objective = prepare_model(autoencoder.Objective(model, section.autoencoder.kl_weight))
+        self.fit = training.AutoencoderTraining(section, objective, latent_px, seed, rank)
+        self._device = device
+
+    def step(self) -> None:
+        """Train on this worker's part of the next batch."""
+        chosen = self.fit.rows(len(self._images))
+        self.fit.step(images.to_torch(self._images[chosen]).to(self._device))
+
+    def save(self, out: Path) -> None:
+        """Write the autoencoder with averaged weights and its scaling factor."""
+        autoencoder.fit_scale(self.fit.trained().cpu(), self._images).save_pretrained(out)
+
+
+def _fit_autoencoder(work: Work, section: config.Generator, pixels: np.ndarray, source_uri: str, seed: int) -> None:
+    out = work.draft.folder / "vae"
+    if section.autoencoder.kind != "kl":
+        fit.small(_computed_autoencoder, section.autoencoder, pixels, seed, out)
+        return
+    trained = fit.train_on_rows(
+        AutoencoderTrainee,
+        {"section": section, "seed": seed},
+        source_uri,
+        group=_group(section),
+        checkpoint_images=section.checkpoint_images,
+        work_uri=work.draft.work_uri,
+        bar=work.bar,
+    )
+    shutil.copytree(trained, out, dirs_exist_ok=True)
+
+
+def _computed_autoencoder(cfg: config.Autoencoder, pixels: np.ndarray, seed: int, out: Path) -> None:
+    autoencoder.build(cfg, pixels, seed).save_pretrained(out)
+
+
+def _group(section: config.Generator) -> fit.Group:
+    return fit.Group(section.workers, section.cpus_per_worker, section.gpu)
+
+
+def _column(values: torch.Tensor) -> pa.ExtensionArray:
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values.cpu().numpy()))
+
+
+def _tensor(column: pa.ChunkedArray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.array(images.array(column))).to(device)

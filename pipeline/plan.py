@@ -1,0 +1,162 @@
+"""The plan: which artifacts a recipe needs, which are there, and running what is missing side by side.
+
+Tasks are listed in the order of urgency. A task starts when its inputs are finished and slots are free; each is
+found again by its fingerprint, so running the same command twice does no work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, NamedTuple
+
+from pipeline.artifact import Artifact, ArtifactError, Key, Store, fingerprint
+from pipeline.config import Recipe, canonical
+from pipeline.progress import View
+from pipeline.steps import distill, evaluate, filter, identify, ingest, release, report, sample, score, teach
+from pipeline.task import Task, Work
+
+WORDS = ("ingest", "teach", "identify", "sample", "score", "filter", "distill", "evaluate", "release", "report")
+
+
+class Line(NamedTuple):
+    """A task in a plan: where its artifact is or will be, and why it runs."""
+
+    task: Task
+    key: Key
+    artifact: Artifact | None
+    why: str
+
+
+def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
+    """All tasks of a recipe that samples this many rounds, the most urgent first."""
+    return [
+        *ingest.tasks(recipe),
+        *teach.tasks(recipe),
+        *identify.tasks(recipe),
+        *sample.tasks(recipe, n_rounds),
+        *score.tasks(recipe, n_rounds),
+        *filter.tasks(recipe, n_rounds),
+        *distill.tasks(recipe),
+        *evaluate.tasks(recipe, n_rounds),
+        *release.tasks(recipe),
+        *report.tasks(recipe, n_rounds),
+    ]
+
+
+def plan(recipe: Recipe, store: Store) -> list[Line]:
+    """Every task with its key and, where it is finished, its artifact.
+
+    A further round of samples is planned once a filter has found that too few were kept.
+    """
+    for n_rounds in range(1, recipe.sample.max_rounds + 1):
+        lines = list(_lines(tasks(recipe, n_rounds), store))
+        last = next(line.artifact for line in lines if line.task.name == f"filter/{n_rounds - 1}")
+        if last is None or last.facts["enough"]:
+            break
+    return lines
+
+
+def _lines(listed: list[Task], store: Store) -> Iterator[Line]:
+    keys: dict[str, Key] = {}
+    for task in listed:
+        inputs = {name: keys[name].fingerprint for name in task.inputs}
+        key = Key(task.kind, task.name, fingerprint(task.name, task.version, task.config, inputs))
+        keys[task.name] = key
+        artifact = store.find(key)
+        yield Line(task, key, artifact, "finished" if artifact else _why(task, key, inputs, store))
+
+
+def _why(task: Task, key: Key, inputs: Mapping[str, str], store: Store) -> str:
+    others = store.others(key)
+    if not others:
+        return "not made yet"
+    latest = max(others, key=lambda artifact: artifact.manifest["started_at"])
+    if latest.manifest["version"] != task.version:
+        return "the code of this step changed"
+    changes = list(_differences(latest.manifest["config"], _plain(task.config)))
+    if changes:
+        return "recipe differs: " + ", ".join(changes[:3]) + (" ..." if len(changes) > 3 else "")
+    changed = [name for name, value in inputs.items() if latest.manifest["inputs"].get(name) != value]
+    return "input differs: " + ", ".join(changed)
+
+
+def _plain(config: Mapping[str, Any]) -> Any:
+    import json
+
+    return json.loads(canonical(dict(config)))
+
+
+def _differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in sorted(there.keys() | here.keys()):
+            yield from _differences(there.get(name), here.get(name), f"{path}.{name}" if path else name)
+    elif there != here:
+        yield f"{path} {there} -> {here}"
+
+
+def run(recipe: Recipe, store: Store, words: Collection[str], view: View) -> list[Line]:
+    """Make what is missing of these words' artifacts; the finished plan.
+
+    Raises: ArtifactError if a word's input belongs to another word and is not there; whatever a task raises.
+    """
+    running: dict[Future[None], Task] = {}
+    shown: set[str] = set()
+    pool = ThreadPoolExecutor(max_workers=recipe.cluster.parallel_tasks)
+    try:
+        while True:
+            lines = plan(recipe, store)
+            wanted = [line for line in lines if line.task.word in words]
+            for line in wanted:
+                if line.task.name not in shown:
+                    shown.add(line.task.name)
+                    view.note(line.task.name, "reused" if line.artifact else "waiting")
+            busy = {task.name for task in running.values()}
+            missing = [line for line in wanted if line.artifact is None and line.task.name not in busy]
+            if not missing and not running:
+                return lines
+            done = {line.task.name: line.artifact for line in lines if line.artifact}
+            free = recipe.cluster.parallel_tasks - sum(task.slots for task in running.values())
+            for line in missing:
+                if not all(name in done for name in line.task.inputs):
+                    continue
+                if line.task.slots > free and running:
+                    break  # what is urgent waits for slots; what is not must not take them
+                free -= line.task.slots
+                inputs = {name: done[name] for name in line.task.inputs}
+                running[pool.submit(_make, recipe, store, line, inputs, view)] = line.task
+            if not running:
+                raise ArtifactError(_explain_missing(lines, missing))
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[future]
+                future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _make(recipe: Recipe, store: Store, line: Line, inputs: Mapping[str, Artifact], view: View) -> None:
+    task, started = line.task, time.monotonic()
+    view.note(task.name, "running")
+    try:
+        draft = store.draft(line.key, resumable=task.resumable)
+        draft.config, draft.version = task.config, task.version
+        draft.inputs = {name: artifact.key.fingerprint for name, artifact in inputs.items()}
+        made = task.make(Work(recipe, inputs, draft, view.bar(task.name)))
+        store.commit(draft, made.facts, made.rows)
+    except BaseException:
+        view.note(task.name, "failed")
+        raise
+    note = f"{made.rows:,} rows" if made.rows is not None else ""
+    view.note(task.name, "done", time.monotonic() - started, note)
+
+
+def _explain_missing(lines: list[Line], missing: list[Line]) -> str:
+    by_name = {line.task.name: line for line in lines}
+    wanted = missing[0].task
+    lacking = [name for name in wanted.inputs if by_name[name].artifact is None]
+    first = by_name[lacking[0]]
+    return (
+        f"{wanted.name} input: want artifact {first.key.path}, got nothing ({first.why}) "
+        f"— run python -m jobs.{first.task.word} with this recipe and store first"
+    )

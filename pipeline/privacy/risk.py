@@ -1,0 +1,139 @@
+"""Statistics of re-identification: shares with intervals, excess over control, what was learned by heart.
+
+Not here: scores (matching), what to drop (rules), what is good enough (gate). A flag is the answer to "does this
+image's highest same-patient score over the whole gallery reach the threshold?".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Shaped
+from scipy.stats import norm, t
+
+from pipeline.estimate import Estimate
+
+
+def wilson(successes: float, n: float, confidence: float = 0.95) -> Estimate:
+    """A share with Wilson's score interval; n = 0 gives NaN in [0, 1].
+
+    Both counts may be fractions, as an effective sample size is (see `clustered`); the n reported is rounded down.
+    Raises: ValueError unless 0 <= successes <= n.
+    Source: Wilson, JASA 22:209 (1927), doi:10.1080/01621459.1927.10502953.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"wilson: want 0 <= successes <= n, got {successes} of {n}")
+    if n == 0:
+        return Estimate(math.nan, 0.0, 1.0, 0)
+    z = float(norm.ppf((1 + confidence) / 2))
+    share = successes / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    # At 0 and n the interval touches the share exactly; rounding must not lift it off.
+    return Estimate(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)), int(n))
+
+
+def clustered(
+    flags: Bool[np.ndarray, " n"],
+    clusters: Shaped[np.ndarray, " n"] | Sequence[str],
+    confidence: float = 0.95,
+) -> Estimate:
+    """A share of images whose interval knows that images of one patient resemble each other.
+
+    Wilson's interval on the effective sample size n / design effect, never more than n, with Student's t for the
+    number of patients. The design effect cannot be estimated where all flags agree or there is one patient only;
+    there each patient counts once. The n reported is that of the images. Simulated with 1-11 images each and
+    risks that differ (beta 1, 9), it covers the truth in 95 of 100 for 20 and for 80 patients; `wilson` in 88.
+    Source: Rao & Scott, Biometrics 48:577 (1992); degrees of freedom as in Korn & Graubard, Surv. Methodol.
+    24:193 (1998).
+    """
+    n = len(flags)
+    if n == 0:
+        return wilson(0, 0, confidence)
+    _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    sizes = np.bincount(cluster)
+    share = float(np.mean(flags))
+    if share in (0.0, 1.0) or len(sizes) == 1:
+        effective_n = float(len(sizes))
+    else:
+        residuals = np.bincount(cluster, weights=flags) - share * sizes
+        variance = len(sizes) / (len(sizes) - 1) * float(np.sum(residuals**2)) / n**2
+        upper = (1 + confidence) / 2
+        few_patients = float(norm.ppf(upper) / t.ppf(upper, len(sizes) - 1)) ** 2
+        effective_n = min(float(n), share * (1 - share) / variance * few_patients) if variance > 0 else float(n)
+    return wilson(share * effective_n, effective_n, confidence)._replace(value=share, n=n)
+
+
+def difference(main: Estimate, control: Estimate) -> Estimate:
+    """Excess of one share over another, independent one; in [-1, 1], n is the smaller of the two.
+
+    Newcombe's hybrid interval: the distances of each share to its own limits, combined as a root of squares. It
+    takes the two intervals as they are, so that clustered ones serve too.
+    Source: Newcombe, Stat. Med. 17:873 (1998), method 10.
+    """
+    if min(main.n, control.n) == 0:
+        return Estimate(math.nan, -1.0, 1.0, 0)
+    excess = main.value - control.value
+    down = math.hypot(main.value - main.low, control.high - control.value)
+    up = math.hypot(main.high - main.value, control.value - control.low)
+    return Estimate(excess, max(-1.0, excess - down), min(1.0, excess + up), min(main.n, control.n))
+
+
+def two_proportion_p(successes_a: int, n_a: int, successes_b: int, n_b: int) -> float:
+    """One-sided p-value that share a is over share b, by the pooled z-test; 1 where nothing can be told.
+
+    Assumes independent images and at least about five expected flags in each group.
+    Source: Fleiss, Levin & Paik, Statistical Methods for Rates and Proportions, 3rd ed. (2003), section 3.3,
+    without continuity correction.
+    """
+    if min(n_a, n_b) == 0:
+        return 1.0
+    pooled = (successes_a + successes_b) / (n_a + n_b)
+    if pooled in (0.0, 1.0):
+        return 1.0
+    error = math.sqrt(pooled * (1 - pooled) * (1 / n_a + 1 / n_b))
+    return float(norm.sf((successes_a / n_a - successes_b / n_b) / error))
+
+
+def ratio_by_group(
+    flags: Bool[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"] | Sequence[str]
+) -> dict[str, Estimate]:
+    """Share of flagged images in each group (a prompt class, a number of images per patient), by group name."""
+    names = np.asarray(groups).astype(str)
+    return {
+        str(name): wilson(int(flags[names == name].sum()), int((names == name).sum())) for name in np.unique(names)
+    }
+
+
+def learned_rate(nearest_ids: Shaped[np.ndarray, " n"] | Sequence[str], n_train: int) -> Estimate:
+    """Share of the training images that are the nearest neighbour of at least one synthetic image.
+
+    Grows with the number of synthetic images, so compare it only at the same n of them. A low rate next to a low
+    re-identification ratio may be a collapsed generator. The interval treats the training images as independent.
+    Source: "learned rate" of MischaD/UltrasoundPrivacy (20-33 % there).
+    """
+    return wilson(len(set(nearest_ids)), n_train)
+
+
+class Neighbour(NamedTuple):
+    """A training image and the share of synthetic images that it is nearest to."""
+
+    row_id: str
+    """The training image; private, never logged."""
+    share: Estimate
+    """Share of the synthetic images; as the largest of many shares it is biased upwards when n is small."""
+
+
+def most_frequent_neighbour(nearest_ids: Shaped[np.ndarray, " n"] | Sequence[str]) -> Neighbour | None:
+    """The training image that most synthetic images are nearest to; none without images.
+
+    Of equally frequent ones the first by name, so that the answer does not depend on the order of rows.
+    """
+    if len(nearest_ids) == 0:
+        return None
+    names, counts = np.unique(np.asarray(nearest_ids), return_counts=True)
+    most = int(np.argmax(counts))
+    return Neighbour(str(names[most]), wilson(int(counts[most]), len(nearest_ids)))

@@ -1,0 +1,151 @@
+"""Teach the Siamese network which films show one patient.
+
+A batch holds two films each of P patients, and films of patients who have only one, as further negatives. The data
+order, augmentation, initial weights and dropout are functions of the seed. Not here: how good it became
+(`verification`).
+Axis letters: n images, c channels, h height, w width, d embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from pipeline import config
+from pipeline.images import to_torch
+from pipeline.privacy.augment import RoundTrip, augmented
+from pipeline.privacy.networks import SiameseNetwork
+from pipeline.seeds import numpy_generator, row_seed, torch_generator
+
+BCE_WEIGHT = 0.5
+
+
+class Batch(NamedTuple):
+    """Positions of the films of a batch: the two films of every pair, then single films."""
+
+    pairs: Int[np.ndarray, "p 2"]
+    singles: Int[np.ndarray, " s"]
+
+
+def fit(
+    network: config.Network,
+    augment: config.Augment,
+    images: UInt8[np.ndarray, "n h w c"],
+    patients: Int[np.ndarray, " n"],
+    *,
+    seed: int,
+    round_trip: RoundTrip | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+    initial: SiameseNetwork | None = None,
+    device: str = "cpu",
+) -> SiameseNetwork:
+    """The trained network in eval mode; the same for the same arguments on one kind of hardware.
+
+    `on_step` is told (steps done, steps in all). `initial` is a network of the same shape to start from.
+    Raises: ValueError if fewer than two patients have two films, or `initial` has another shape.
+    """
+    pixels = to_torch(images).to(device)
+    batches = drawn_batches(patients, network.patients_per_batch, numpy_generator(seed, "network batches"))
+    noise = torch_generator(seed, "network augmentation")
+    with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
+        torch.manual_seed(row_seed(seed, "network weights and dropout"))
+        model = _started(network, images.shape[1], images.shape[3], initial).to(device).train()
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=network.lr, weight_decay=network.weight_decay, fused=True
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / network.steps))
+        )
+        for step in range(network.steps):
+            batch = next(batches)
+            films = torch.from_numpy(np.concatenate([batch.pairs.T.reshape(-1), batch.singles])).to(device)
+            embedding = model.embed(augmented(pixels[films], augment, noise, round_trip))
+            logits = model.pairwise_logits(embedding, embedding)
+            loss = pair_loss(logits, len(batch.pairs), network.hard_negative_weight)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if on_step is not None:
+                on_step(step + 1, network.steps)
+    return model.eval()
+
+
+def drawn_batches(
+    patients: Int[np.ndarray, " n"], patients_per_batch: int, generator: np.random.Generator
+) -> Iterator[Batch]:
+    """Endless batches of `patients_per_batch` different patients.
+
+    Patients with two films or more come first, each epoch in a new order with a new pair of films each; if there are
+    too few of them for a batch, it is filled up with patients of one film.
+    Raises: ValueError if fewer than two patients have two films.
+    """
+    films = [np.flatnonzero(patients == patient) for patient in np.unique(patients)]
+    several = [some for some in films if len(some) > 1]
+    single = np.array([some[0] for some in films if len(some) == 1], np.int64)
+    if len(several) < 2:
+        raise ValueError(f"re-identification: want 2 patients with 2 images or more, got {len(several)}")
+    n_pairs = min(patients_per_batch, len(several))
+    n_singles = min(patients_per_batch - n_pairs, len(single))
+    return _batches(several, single, n_pairs, n_singles, generator)
+
+
+def _batches(
+    several: list[np.ndarray],
+    single: np.ndarray,
+    n_pairs: int,
+    n_singles: int,
+    generator: np.random.Generator,
+) -> Iterator[Batch]:
+    while True:
+        order = generator.permutation(len(several))
+        for start in range(0, len(order) - n_pairs + 1, n_pairs):
+            chosen = order[start : start + n_pairs]
+            pairs = np.stack([generator.choice(several[i], 2, replace=False) for i in chosen])
+            yield Batch(pairs, generator.choice(single, n_singles, replace=False))
+
+
+def pair_loss(logits: Float[Tensor, "n n"], n_pairs: int, hard_negative_weight: float) -> Float[Tensor, ""]:
+    """InfoNCE on the head's own score, plus half the balanced cross-entropy over all pairs.
+
+    Rows i and i + n_pairs are the films of one patient, rows from 2 n_pairs on are single films. In InfoNCE each
+    paired film must find its other film among all films of the batch; its gradient is a softmax over the
+    negatives, so the hardest carry it. The cross-entropy keeps the score a probability at equal odds: positives and
+    negatives weigh the same in sum, as in the published pairing of as many negatives as positives.
+    Source: van den Oord et al., arXiv 1807.03748, Eq. 4; Packhäuser et al., Sci. Rep. 12:14851, "Training strategy".
+    """
+    anchors = torch.arange(2 * n_pairs, device=logits.device)
+    partner = anchors.roll(n_pairs)
+    itself = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    ranking = logits.masked_fill(itself, -torch.inf)[: 2 * n_pairs]
+    positive = torch.zeros_like(itself)
+    positive[anchors, partner] = True
+    return hard_negative_weight * F.cross_entropy(ranking, partner) + BCE_WEIGHT * _balanced_bce(
+        logits, positive, ~itself & ~positive
+    )
+
+
+def _balanced_bce(
+    logits: Float[Tensor, "n n"], positive: Bool[Tensor, "n n"], negative: Bool[Tensor, "n n"]
+) -> Float[Tensor, ""]:
+    return 0.5 * (F.softplus(-logits[positive]).mean() + F.softplus(logits[negative]).mean())
+
+
+def _started(network: config.Network, image_px: int, channels: int, initial: SiameseNetwork | None) -> SiameseNetwork:
+    model = SiameseNetwork(network, image_px, channels)
+    if initial is not None:
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+        if shapes != {name: value.shape for name, value in initial.state_dict().items()}:
+            raise ValueError(
+                f"warm start: want a network like {model.settings}, got {initial.settings} "
+                "— train it with the same backbone, width, embedding, image side and channels"
+            )
+        model.load_state_dict(initial.state_dict())
+    return model

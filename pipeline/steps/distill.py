@@ -1,0 +1,37 @@
+"""distill: kept synthetic images become the student. Opens `releasable/` and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline import generator
+from pipeline.config import Recipe
+from pipeline.seeds import row_seed
+from pipeline.task import Made, Task, Work
+
+VERSION = 1
+
+
+def tasks(recipe: Recipe) -> list[Task]:
+    """`distill/latents` (the student's own autoencoder and tokenizer) and `distill` (the pipeline)."""
+    section = recipe.distill.model_dump(mode="json", exclude={"cpus_per_worker", "gpu"})
+    latents = {"autoencoder": section["autoencoder"], "text": section["text"], "seed": recipe.seed}
+    if recipe.distill.autoencoder.kind == "kl":
+        latents["training"] = section
+    config: dict[str, Any] = {"distill": section, "seed": recipe.seed}
+    return [
+        Task("distill/latents", make_latents, latents, ("filter",), "releasable", VERSION, resumable=True),
+        Task("distill", make, config, ("distill/latents",), "releasable", VERSION, resumable=True, about="student"),
+    ]
+
+
+def make_latents(work: Work) -> Made:
+    """Encode the kept images and their shared prompts."""
+    kept = work.inputs["filter"].table("kept", ["row_id", "prompt", "image"])
+    return generator.make_latents(work, work.recipe.distill, kept, row_seed(work.recipe.seed, "distill"))
+
+
+def make(work: Work) -> Made:
+    """Train the student."""
+    seed = row_seed(work.recipe.seed, "distill")
+    return generator.make_pipeline(work, work.recipe.distill, "distill/latents", seed)

@@ -1,0 +1,349 @@
+"""evaluate: privacy, utility and fidelity of every arm, each figure with its control, interval and n.
+
+The parts are artifacts of their own, so that a changed threshold re-makes only the arms that it changes:
+the domain encoder, one classifier per arm, changed copies of training images under both networks, and the
+student's images with their scores. `evaluate` reads them all and writes `metrics.json`, which may be released.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int8, UInt8
+
+from pipeline import config, fit, images, measures, records
+from pipeline.artifact import Artifact
+from pipeline.config import Recipe
+from pipeline.generators import autoencoder
+from pipeline.generators.sampler import Sampler
+from pipeline.privacy import matching, networks
+from pipeline.privacy.augment import perturbed_copies
+from pipeline.progress import Bar
+from pipeline.estimate import Estimate
+from pipeline.records import Records, Synthetic
+from pipeline.seeds import numpy_generator, row_seed, torch_generator
+from pipeline.task import Made, Task, Work
+from pipeline.utility import classifier
+from pipeline.workers import NETWORKS, sample_plan, score_rows
+
+VERSION = 1
+STUDENT_PLAN = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("seed", pa.int64()),
+        ("prompt", pa.string()),
+        ("labels", pa.list_(pa.int8())),
+        ("arm", pa.string()),  # whose prompts: `kept` or `private`
+    ]
+)
+
+
+def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
+    """The arms and `evaluate` itself."""
+    section, seed = recipe.evaluate, recipe.seed
+    arm = {"classifier": section.classifier.model_dump(), "n_train": section.n_train, "seed": seed}
+    sampler = recipe.sample.model_dump(include={"steps", "guidance_scale", "batch_size"})
+    rounds = tuple(f"{word}/{number}" for word in ("sample", "score") for number in range(n_rounds))
+    decided = f"filter/{n_rounds - 1}"
+    unseen = ("score/gallery", "score/unseen")
+    tests = [
+        Task(
+            "evaluate/encoder",
+            make_encoder,
+            {"classifier": arm["classifier"], "steps": section.encoder_steps, "seed": seed},
+            ("ingest",),
+            version=VERSION,
+            about="domain encoder",
+        ),
+        Task("evaluate/real", make_real, arm, ("ingest",), version=VERSION, about="classifier"),
+        Task(
+            "evaluate/changed",
+            make_changed,
+            {"gate": recipe.release.conditions.model_dump(include={"n_probe", "near_timestep_frac"})}
+            | {"sample": sampler, "seed": seed},
+            ("ingest", "teach/latents", "teach", "score/gallery"),
+            version=VERSION,
+            about="copies of training images",
+        ),
+        Task("evaluate/teacher", make_teacher, arm, ("ingest", "sample/0"), version=VERSION, about="classifier"),
+        Task("evaluate/filtered", make_filtered, arm, ("ingest", "filter"), version=VERSION, about="classifier"),
+        Task(
+            "evaluate/student_images",
+            make_student_images,
+            {"n_student": section.n_student, "sample": sampler, "seed": seed},
+            ("ingest", "filter", "distill"),
+            version=VERSION,
+            slots=recipe.sample.actors,
+            resumable=True,
+        ),
+        Task(
+            "evaluate/student_scores",
+            make_student_scores,
+            {"score": recipe.score.model_dump(include={"batch_size", "gallery_block"})},
+            ("score/gallery", "evaluate/student_images"),
+            version=VERSION,
+            resumable=True,
+        ),
+        Task(
+            "evaluate/student", make_student, arm, ("ingest", "evaluate/student_images"), version=VERSION
+        ),
+    ]
+    arms = ["real", "teacher", "filtered", "student"]
+    if section.large_factor > 1:
+        larger = arm | {"large_factor": section.large_factor}
+        tests.append(
+            Task("evaluate/student_large", make_student_large, larger, ("ingest", "evaluate/student_images"), version=VERSION)
+        )
+        arms.append("student_large")
+    parts = ("encoder", "changed", "student_images", "student_scores", *arms)
+    measured = section.model_dump(
+        include={"bootstrap", "control_percentile", "min_control", "ssim_prompts", "neighbours"}
+    )
+    final = Task(
+        "evaluate",
+        make,
+        {"evaluate": measured, "seed": seed},
+        (
+            "ingest",
+            *(f"identify/{name}" for name in NETWORKS),
+            *unseen,
+            *rounds,
+            decided,
+            "filter",
+            *(f"evaluate/{part}" for part in parts),
+        ),
+        "releasable",
+        VERSION,
+        about="metrics",
+    )
+    return [*tests, final]
+
+
+def make_encoder(work: Work) -> Made:
+    """Train the domain encoder of FID and KID on the `identify` patients, or take the given one."""
+    section = work.recipe.evaluate
+    if section.encoder_folder is not None:
+        model = classifier.load(section.encoder_folder)
+        model.save(work.draft.folder / "classifier")
+    else:
+        cfg = section.classifier.model_copy(update={"steps": section.encoder_steps})
+        data = records.of_split(work.inputs["ingest"], "identify")
+        fit.small(_classifier, cfg, data.images, data.labels, work.recipe.seed, work.draft.folder, work.bar)
+    return Made({"encoder": classifier.name(classifier.load(work.draft.folder / "classifier"))})
+
+
+def make_real(work: Work) -> Made:
+    """A classifier trained on real images."""
+    train = records.of_split(work.inputs["ingest"], "train")
+    return _arm(work, train.images, train.labels)
+
+
+def make_teacher(work: Work) -> Made:
+    """A classifier trained on the teacher's images, unfiltered."""
+    sampled = records.synthetic(work.inputs["sample/0"], work.inputs["sample/0"])
+    return _arm(work, sampled.images, sampled.labels)
+
+
+def make_filtered(work: Work) -> Made:
+    """A classifier trained on the kept images."""
+    kept = work.inputs["filter"].table("kept")
+    return _arm(work, images.array(kept["image"]), records.label_matrix(kept))
+
+
+def make_student(work: Work) -> Made:
+    """A classifier trained on the student's images."""
+    made = _student(work.inputs["evaluate/student_images"], "kept")
+    return _arm(work, made.images, made.labels)
+
+
+def make_student_large(work: Work) -> Made:
+    """The same with more of the student's images than there are real ones."""
+    made = _student(work.inputs["evaluate/student_images"], "kept")
+    return _arm(work, made.images, made.labels, work.recipe.evaluate.large_factor)
+
+
+def _arm(
+    work: Work, pixels: UInt8[np.ndarray, "n h w c"], labels: Int8[np.ndarray, "n k"], factor: float = 1.0
+) -> Made:
+    """Train on at most `n_train` images (never more than there are real ones, times the factor); predict test."""
+    ingest, section = work.inputs["ingest"], work.recipe.evaluate
+    n = min(round(factor * min(section.n_train, ingest.facts["images_by_split"]["train"])), len(pixels))
+    chosen = np.sort(numpy_generator(work.recipe.seed, "arm").permutation(len(pixels))[:n])
+    fit.small(
+        _classifier, section.classifier, pixels[chosen], labels[chosen], work.recipe.seed, work.draft.folder, work.bar
+    )
+    test = records.of_split(ingest, "test")
+    predicted = classifier.predict(classifier.load(work.draft.folder / "classifier"), test.images)
+    lists = pa.array(list(predicted.astype(np.float32)), pa.list_(pa.float32()))
+    work.draft.write_table(pa.table({"row_id": test.row_ids, "probabilities": lists}), "test")
+    return Made({"n_train": n}, n)
+
+
+def _classifier(
+    cfg: config.Classifier, pixels: np.ndarray, labels: np.ndarray, seed: int, out: Path, bar: Bar
+) -> None:
+    bar.begin(cfg.steps)
+    model = classifier.fit(cfg, pixels, labels, seed=row_seed(seed, "classifier"), on_step=lambda done, total: bar.add(1))
+    model.save(out / "classifier")
+
+
+def make_changed(work: Work) -> Made:
+    """Score changed copies of training images: perturbed ones, and near-duplicates made by the teacher."""
+    train = records.of_split(work.inputs["ingest"], "train")
+    order = numpy_generator(work.recipe.seed, "changed").permutation(len(train.images))
+    probes = records.take(train, np.sort(order[: work.recipe.release.conditions.n_probe]))
+    folders = {name: work.inputs[name].local() for name in ("teach/latents", "teach", "score/gallery")}
+    table = fit.small(_changed, work.recipe, probes, folders)
+    work.draft.write_table(table)
+    return Made({}, len(table))
+
+
+def _changed(recipe: Recipe, probes: Records, folders: Mapping[str, Path]) -> pa.Table:
+    vae = autoencoder.load(folders["teach/latents"] / "vae")
+    generator = torch_generator(recipe.seed, "changed copies")
+    pixels = images.to_torch(probes.images)
+    copies = perturbed_copies(pixels, generator, lambda some: autoencoder.decode(vae, autoencoder.encode(vae, some)))
+    changed = {kind: images.to_uint8(copy) for kind, copy in copies.items()}
+    changed["near_duplicate"] = Sampler(folders["teach"] / "pipeline", recipe.sample).partial_denoise(
+        probes.images,
+        probes.table["prompt"].to_pylist(),
+        [row_seed(recipe.seed, "near", row_id) for row_id in probes.row_ids],
+        recipe.release.conditions.near_timestep_frac,
+    )
+    parts = []
+    for kind, pixels_of_kind in changed.items():
+        columns: dict[str, Any] = {"row_id": [f"{kind}-{row_id}" for row_id in probes.row_ids]}
+        columns["kind"] = [kind] * len(probes.images)
+        columns["patient"] = probes.patients
+        for name in NETWORKS:
+            model = networks.load(folders["score/gallery"] / name)
+            gallery = matching.Gallery.load(folders["score/gallery"] / f"{name}.parquet")
+            queries = networks.embeddings(model, pixels_of_kind, recipe.score.batch_size)
+            columns[name] = matching.best_matches(model, queries, gallery, recipe.score.gallery_block).reid_score.numpy()
+        parts.append(pa.table(columns))
+    return pa.concat_tables(parts)
+
+
+def make_student_images(work: Work) -> Made:
+    """Sample the student with the kept set's prompts, and with the private set's in their shared form."""
+    return sample_plan(work, _student_plan(work), work.inputs["distill"])
+
+
+def _student_plan(work: Work) -> pa.Table:
+    seed, n = work.recipe.seed, work.recipe.evaluate.n_student
+    kept = work.inputs["filter"].table("kept", ["prompt", "labels"])
+    train = work.inputs["ingest"].table("records", where=pc.field("split") == "train")
+    shared, _ = records.shared_prompts(work.inputs["ingest"], work.recipe.ingest.k_anonymity)
+    private = pa.table({"prompt": [shared[row_id] for row_id in train["row_id"].to_pylist()], "labels": train["labels"]})
+    parts = []
+    for arm, source in (("kept", kept), ("private", private)):
+        drawn = np.resize(numpy_generator(seed, "student", arm).permutation(len(source)), n)
+        names = [f"{arm}-{position:06d}" for position in range(n)]
+        columns = {
+            "row_id": names,
+            "seed": [row_seed(seed, "student", name) for name in names],
+            "prompt": source["prompt"].take(drawn),
+            "labels": source["labels"].take(drawn),
+            "arm": [arm] * n,
+        }
+        parts.append(pa.table(columns).cast(STUDENT_PLAN))
+    return pa.concat_tables(parts)
+
+
+def make_student_scores(work: Work) -> Made:
+    """Score the student's images against the real training images."""
+    return score_rows(work, f"{work.inputs['evaluate/student_images'].uri}/rows", work.inputs["score/gallery"])
+
+
+def make(work: Work) -> Made:
+    """Read every part and write `metrics.json`."""
+    arms = [name.removeprefix("evaluate/") for name in work.inputs if name.removeprefix("evaluate/") in measures.ARMS]
+    metrics = fit.small(_measured, work.recipe, dict(work.inputs), arms)
+    body = {key: value.as_dict() for key, value in metrics.items()}
+    (work.draft.folder / "metrics.json").write_text(json.dumps(body, indent=1, allow_nan=False))
+    facts = {
+        "encoder": work.inputs["evaluate/encoder"].facts["encoder"],
+        "n_train": {arm: work.inputs[f"evaluate/{arm}"].facts["n_train"] for arm in arms},
+        "train": {
+            "images": work.inputs["ingest"].facts["images_by_split"]["train"],
+            "patients": work.inputs["ingest"].facts["patients_by_split"]["train"],
+        },
+    }
+    return Made(facts, len(metrics))
+
+
+def _measured(recipe: Recipe, inputs: Mapping[str, Artifact], arms: Sequence[str]) -> dict[str, Estimate]:
+    """All metrics; runs in one task, as it holds every arm's images at once."""
+    ingest, section = inputs["ingest"], recipe.evaluate
+    test, control = (records.of_split(ingest, split) for split in ("test", "control"))
+    kept_table = inputs["filter"].table("kept")
+    kept = Synthetic(kept_table, images.array(kept_table["image"]), records.label_matrix(kept_table))
+    teacher = records.synthetic(inputs["sample/0"], inputs["sample/0"])
+    student = _student(inputs["evaluate/student_images"], "kept")
+    risk = _risk(inputs, test, control, section.control_percentile)
+    encoder = classifier.load(inputs["evaluate/encoder"].local() / "classifier")
+    real_classifier = classifier.load(inputs["evaluate/real"].local() / "classifier")
+    synthetic = {"teacher": teacher, "filtered": kept, "student": student}
+    probabilities = {arm: _probabilities(inputs[f"evaluate/{arm}"]) for arm in arms}
+    return {
+        **_network_metrics(inputs),
+        **measures.privacy(risk, inputs["filter/" + _last_round(inputs)].facts["threshold"]),
+        **measures.utility(test, probabilities, ingest.facts["findings"], section, recipe.seed),
+        **measures.adherence(real_classifier, synthetic, ingest.facts["findings"], section, recipe.seed),
+        **measures.fidelity(encoder, test, control, synthetic, section, recipe.seed),
+    }
+
+
+def _student(student_images: Artifact, arm: str) -> Synthetic:
+    plan = student_images.table("plan", where=pc.field("arm") == arm)
+    return Synthetic(plan, records.images_of(student_images, plan["row_id"], "rows"), records.label_matrix(plan))
+
+
+def _probabilities(arm: Artifact) -> np.ndarray:
+    return np.array(arm.table("test")["probabilities"].to_pylist())
+
+
+def _network_metrics(inputs: Mapping[str, Artifact]) -> dict[str, Estimate]:
+    """What identify found about each network."""
+    return {
+        f"privacy/{name}/{key}": Estimate.from_dict(saved)
+        for name in NETWORKS
+        for key, saved in inputs[f"identify/{name}"].facts["metrics"].items()
+    }
+
+
+def _risk(inputs: Mapping[str, Artifact], test: Records, control: Records, percentile: float) -> measures.Risk:
+    """Every score that the privacy metrics count."""
+    rounds = sorted(name for name in inputs if name.startswith("score/") and name.split("/")[1].isdigit())
+    scores = pa.concat_tables([inputs[name].table() for name in rounds])
+    plans = pa.concat_tables([inputs[name.replace("score", "sample")].table("plan") for name in rounds])
+    decided = next(artifact for name, artifact in inputs.items() if name.startswith("filter/")).table()
+    student = inputs["evaluate/student_scores"].table()
+    unseen = inputs["score/unseen"].table()
+    train = inputs["ingest"].table("records", ["row_id", "patient_id"], pc.field("split") == "train")
+    gallery = inputs["score/gallery"].local()
+    baseline = {}
+    for name in NETWORKS:
+        pairs = matching.Gallery.load(gallery / f"{name}.parquet")
+        generator = torch_generator(0, "baseline")
+        n_pairs = len(test.images)
+        baseline[name] = matching.shuffled_pairs(networks.load(gallery / name), pairs, n_pairs, generator).numpy()
+    return measures.Risk(
+        control=unseen.filter(pc.is_in(unseen["row_id"], control.table["row_id"].combine_chunks())),
+        test=unseen.filter(pc.is_in(unseen["row_id"], test.table["row_id"].combine_chunks())),
+        test_patients=test.patients,
+        teacher=scores.append_column("prompt_row_id", _aligned(plans, "prompt_row_id", scores)),
+        kept=scores.filter(pc.is_in(scores["row_id"], decided.filter(decided["keep"])["row_id"].combine_chunks())),
+        student=student.filter(pc.starts_with(student["row_id"], "kept-")),
+        student_private=student.filter(pc.starts_with(student["row_id"], "private-")),
+        changed=inputs["evaluate/changed"].table(),
+        baseline=baseline,
+        train=train,
+        percentile=percentile,
+    )

@@ -1,0 +1,144 @@
+"""filter: which samples are kept, why the others are not, and what crosses into `releasable/`.
+
+Decisions stay private, as they stand beside scores. What crosses has new names, prompts that k patients share, and
+neither scores nor nearest records.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import records
+from pipeline.artifact import Artifact
+from pipeline.config import Recipe, Sample
+from pipeline.generators import prompts
+from pipeline.privacy import rules
+from pipeline.seeds import row_seed
+from pipeline.tables import KEPT, SCORES
+from pipeline.task import Made, Task, Work
+
+VERSION = 1
+
+
+def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
+    """`filter/0`, `filter/1`, ... over all rounds so far, and `filter`: the kept images, releasable."""
+    config: dict[str, Any] = {
+        "filter": _rule_in_use(recipe),
+        "want_images": recipe.sample.want_images,
+        "class_quota": recipe.sample.class_quota,
+    }
+    decisions = [
+        Task(
+            f"filter/{last}",
+            make,
+            config,
+            ("ingest", "score/gallery", "score/unseen", *_rounds("sample", last), *_rounds("score", last)),
+            version=VERSION,
+            about=f"rule {recipe.filter.rule}",
+        )
+        for last in range(n_rounds)
+    ]
+    last = n_rounds - 1
+    kept = Task(
+        "filter",
+        make_kept,
+        {"k_anonymity": recipe.ingest.k_anonymity, "seed": recipe.seed},
+        ("ingest", f"filter/{last}", *_rounds("sample", last)),
+        "releasable",
+        VERSION,
+        about="what crosses into releasable",
+    )
+    return [*decisions, kept]
+
+
+def make(work: Work) -> Made:
+    """Apply the rule to all rounds so far."""
+    ingest, sampled, scored = work.inputs["ingest"], _of(work, "sample"), _of(work, "score")
+    scores = pa.concat_tables([artifact.table(columns=SCORES.names) for artifact in scored]).sort_by("row_id")
+    unseen = work.inputs["score/unseen"].table(columns=["row_id", "reid_score"])
+    control_ids = ingest.table("records", ["row_id"], pc.field("split") == "control")["row_id"].combine_chunks()
+    control = unseen.filter(pc.is_in(unseen["row_id"], control_ids))["reid_score"].to_numpy()
+    same_patient = work.inputs["score/gallery"].table("same_patient")["filter_network"].to_numpy()
+    table, decision = rules.filter_table(scores, work.recipe.filter, control=control, same_patient=same_patient)
+    work.draft.write_table(table)
+    plan = pa.concat_tables([artifact.table("plan") for artifact in sampled]).sort_by("row_id")
+    keep = table["keep"].to_numpy(zero_copy_only=False)
+    positive = records.label_matrix(plan) == 1
+    findings = ingest.facts["findings"]
+    kept_by_class = {name: [int(column.sum()), int(column[keep].sum())] for name, column in zip(findings, positive.T)}
+    shortfall = _shortfall(kept_by_class, work.recipe.sample)
+    facts = {
+        "rule": work.recipe.filter.rule,
+        "threshold": decision.threshold,
+        "guarantee": decision.guarantee,
+        "calibration_n": decision.n,
+        "reasons": dict(Counter(table["reason"].to_pylist())),
+        "n_kept": int(keep.sum()),
+        "kept_by_class": kept_by_class,
+        "shortfall": shortfall,
+        "enough": bool(keep.sum() >= work.recipe.sample.want_images and not shortfall),
+    }
+    return Made(facts, len(table))
+
+
+def make_kept(work: Work) -> Made:
+    """Rename the kept images in an order of their own and give each a prompt that k patients share."""
+    decided = next(artifact for name, artifact in work.inputs.items() if name.startswith("filter/"))
+    kept_ids = decided.table(columns=["row_id"], where=pc.field("keep"))["row_id"]
+    if not len(kept_ids):
+        raise rules.NothingKeptError(
+            f"filter: want kept images, got 0 of {decided.manifest['rows']} under rule {decided.facts['rule']!r} "
+            "— loosen the rule, or sample more (sample.n_images, sample.max_rounds)"
+        )
+    shared, levels = _shared_prompts(work.inputs["ingest"], work.recipe.ingest.k_anonymity)
+    parts = [records.synthetic(artifact, artifact, kept_ids) for artifact in _of(work, "sample")]
+    plan = pa.concat_tables([part.table for part in parts])
+    pixels = np.concatenate([part.images for part in parts])
+    # Their order must not tell which record a prompt came from.
+    order = np.argsort([row_seed(work.recipe.seed, "kept", row_id) for row_id in plan["row_id"].to_pylist()])
+    sources = [plan["prompt_row_id"][int(i)].as_py() for i in order]
+    labels = records.label_matrix(plan)[order]
+    table = pa.table(
+        [
+            pa.array([f"synthetic-{position:06d}" for position in range(len(order))]),
+            pa.array([shared[row_id] for row_id in sources]),
+            records.label_lists(labels),
+        ],
+        schema=KEPT,
+    )
+    work.draft.write_table(table.append_column("image", records.image_column(pixels[order])), "kept")
+    facts = {
+        "findings": work.inputs["ingest"].facts["findings"],
+        "prompt_levels": dict(Counter(levels[row_id] for row_id in sources)),
+        "k_anonymity": work.recipe.ingest.k_anonymity,
+        "guarantee": decided.facts["guarantee"],
+        "rule": decided.facts["rule"],
+        "n_sampled": decided.manifest["rows"],
+        "kept_by_class": decided.facts["kept_by_class"],
+        "shortfall": decided.facts["shortfall"],
+    }
+    return Made(facts, len(table))
+
+
+def _rule_in_use(recipe: Recipe) -> dict[str, Any]:
+    rule = recipe.filter.rule
+    return {"rule": rule} | ({} if rule == "none" else getattr(recipe.filter, rule).model_dump())
+
+
+def _rounds(word: str, last: int) -> Sequence[str]:
+    return [f"{word}/{number}" for number in range(last + 1)]
+
+
+def _of(work: Work, word: str) -> list[Artifact]:
+    return [work.inputs[name] for name in work.inputs if name.split("/")[0] == word and name.split("/")[1].isdigit()]
+
+
+def _shortfall(kept_by_class: dict[str, list[int]], sample: Sample) -> dict[str, int]:
+    missing = {name: wanted - kept_by_class.get(name, [0, 0])[1] for name, wanted in sample.class_quota.items()}
+    return {name: n for name, n in missing.items() if n > 0}

@@ -1,0 +1,156 @@
+"""identify: a re-identification network for the filter, and an auditor that the filter never sees.
+
+The auditor is another architecture, trained on other patients with another seed. Each is verified on the patients
+that the other one learned from. A network under the floor stops the run: a filter built on it would be worthless.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import config, fit, images, records
+from pipeline.config import Recipe
+from pipeline.estimate import Estimate
+from pipeline.generators import autoencoder
+from pipeline.privacy import matching, networks, training, verification
+from pipeline.privacy.augment import RoundTrip
+from pipeline.progress import Bar
+from pipeline.records import Records
+from pipeline.seeds import row_seed, torch_generator
+from pipeline.task import Made, Task, Work
+
+VERSION = 1
+EMBED_ROWS = 256
+N_PERTURBED = 400
+SPLIT_OF = {"filter_network": "identify", "auditor": "audit"}
+REPORTED = ("auc", "recall", "false_positive_rate", "rank1")
+
+
+class WeakNetworkError(RuntimeError):
+    """A re-identification network is too weak to build a filter on."""
+
+
+def tasks(recipe: Recipe) -> list[Task]:
+    """`identify/filter_network` and `identify/auditor`."""
+    section = recipe.identify
+    shared: dict[str, Any] = {
+        "augment": section.augment.model_dump(mode="json"),
+        "auc_floor": section.auc_floor,
+        "below_floor": section.below_floor,
+        "operating_recall": section.operating_recall,
+        "autoencoder": recipe.teach.autoencoder.model_dump(mode="json"),
+        "seed": recipe.seed,
+    }
+    return [
+        Task(
+            f"identify/{name}",
+            make,
+            shared | {"network": getattr(section, name).model_dump(mode="json")},
+            ("ingest",),
+            version=VERSION,
+            about=f"trained on split {split}",
+        )
+        for name, split in SPLIT_OF.items()
+    ]
+
+
+def make(work: Work) -> Made:
+    """Train a network, verify it on unseen patients, measure its recall on perturbed copies."""
+    name, section, ingest = work.draft.key.name.split("/")[1], work.recipe.identify, work.inputs["ingest"]
+    (other,) = (split for split in SPLIT_OF.values() if split != SPLIT_OF[name])
+    metrics = fit.small(
+        _train,
+        work.recipe,
+        name,
+        records.of_split(ingest, SPLIT_OF[name]),
+        records.of_split(ingest, other),
+        work.draft.folder / "network",
+        work.bar,
+        cpus=section.cpus,
+        gpu=section.gpu,
+    )
+    auc = metrics["verification_auc"]
+    if auc.low < section.auc_floor and section.below_floor == "stop":
+        raise WeakNetworkError(
+            f"identify.{name}: want a verification AUC whose lower bound is at least {section.auc_floor:g}, got "
+            f"{auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}] on {auc.n:,} pairs of unseen patients, so a filter built "
+            "on it would be worthless — give it more patients or steps; or lower identify.auc_floor or set "
+            "identify.below_floor to 'warn', and the gate will say 'not enough evidence'"
+        )
+    return Made({"metrics": {key: value.as_dict() for key, value in metrics.items()}})
+
+
+def _train(
+    recipe: Recipe, name: str, seen: Records, unseen: Records, out: Path, bar: Bar
+) -> dict[str, Estimate]:
+    section = recipe.identify
+    network: config.Network = getattr(section, name)
+    seed = row_seed(recipe.seed + network.seed_offset, "identify", name)
+    device = "cuda" if section.gpu else "cpu"
+    bar.begin(network.steps)
+    model = training.fit(
+        network,
+        section.augment,
+        seen.images,
+        seen.patients,
+        seed=seed,
+        round_trip=_round_trip(recipe, seen.images),
+        on_step=lambda done, total: bar.add(1),
+        initial=networks.load(network.warm_start) if network.warm_start else None,
+        device=device,
+    )
+    model.save(out)
+    verified = verification.verification(
+        model,
+        unseen.images,
+        unseen.patients,
+        seed=seed,
+        operating_recall=section.operating_recall,
+        batch_size=EMBED_ROWS,
+    )
+    perturbed = _perturbed_recall(model, unseen, verified.threshold, seed, _round_trip(recipe, unseen.images))
+    return {f"verification_{key}": getattr(verified, key) for key in REPORTED} | perturbed
+
+
+def _perturbed_recall(
+    model: networks.SiameseNetwork, unseen: Records, threshold: float, seed: int, round_trip: RoundTrip
+) -> dict[str, Estimate]:
+    """Recall at the operating point on changed copies of films of unseen patients."""
+    n = min(N_PERTURBED, len(unseen.images))
+    patients = [str(patient) for patient in unseen.patients[:n]]
+    films = unseen.images[:n]
+    gallery = matching.Gallery.of(model, films, patients, unseen.row_ids[:n], EMBED_ROWS)
+    recalls = verification.perturbation_recall(
+        model,
+        films,
+        patients,
+        gallery,
+        threshold,
+        generator=torch_generator(seed, "perturbed"),
+        gallery_block=4096,
+        batch_size=EMBED_ROWS,
+        round_trip=round_trip,
+    )
+    return {f"perturbed_recall_{kind}": recall for kind, recall in recalls.items()}
+
+
+def _round_trip(recipe: Recipe, films: np.ndarray) -> RoundTrip:
+    """Through an autoencoder like the teacher's, but fitted on these patients (the teacher's knows only its own).
+
+    One that would have to be trained is replaced by the patch PCA with as many channels.
+    """
+    cfg = recipe.teach.autoencoder
+    if cfg.kind == "kl":
+        cfg = cfg.model_copy(update={"kind": "patch_pca"})
+    model = autoencoder.build(cfg, films, recipe.seed)
+
+    def round_trip(some: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            back = autoencoder.decode(model, autoencoder.encode(model, some))
+        return images.to_torch(images.to_uint8(back))
+
+    return round_trip

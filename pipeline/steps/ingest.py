@@ -1,0 +1,206 @@
+"""ingest: a cohort becomes records with pixels, prompts, hashed patients and splits; rejects keep their reasons.
+
+Rows in = rows out + rows rejected. Real identities stay in `identities`, which only the leak scan reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import images, rows
+from pipeline.artifact import ArtifactError, read_table, require_space
+from pipeline.cohorts import phantom, splits, table, text
+from pipeline.config import SPLITS, Ingest, Recipe
+from pipeline.generators import prompts
+from pipeline.records import label_matrix
+from pipeline.tables import RECORDS, REJECTS, with_images
+from pipeline.task import Made, Task, Work
+
+VERSION = 1
+IDENTITIES = pa.schema([("row_id", pa.string()), ("patient", pa.string()), ("source", pa.string())])
+
+
+def tasks(recipe: Recipe) -> list[Task]:
+    """One artifact: tables `records`, `images`, `rejects`, `identities`."""
+    config: dict[str, Any] = {
+        "ingest": recipe.ingest.model_dump(mode="json", exclude={"actors", "root", "patient_key_file"}),
+        "seed": recipe.seed,
+    }
+    if recipe.ingest.root is not None:
+        config["source"] = table.source_digest(recipe.ingest.table, recipe.ingest.root)
+    return [Task("ingest", make, config, version=VERSION, slots=2, resumable=True, about="cohort to records")]
+
+
+def make(work: Work) -> Made:
+    """List the cohort, split it, cap it, read its pixels, clean its texts, hash its patients."""
+    ingest, seed = work.recipe.ingest, work.recipe.seed
+    listing = _listing(ingest, seed)
+    listed, over_cap = _split(listing.rows, ingest, seed)
+    require_space(work.draft.store, 2 * len(listed) * ingest.image_px**2 * ingest.channels)
+    unusable = _read_pixels(work, listed)
+    rejects = pa.concat_tables([listing.rejects, over_cap, unusable]).sort_by("row_id")
+    kept = listed.filter(pc.invert(pc.is_in(listed["row_id"], unusable["row_id"].combine_chunks())))
+    patients = _patients_by_split(kept)
+    _require_patients(patients, ingest)
+    kept, removed = _with_prompts(kept, ingest, listing.findings)
+    records = _hashed(kept, _patient_key(work)).select(RECORDS.names).cast(RECORDS)
+    work.draft.write_table(records, "records")
+    work.draft.write_table(rejects, "rejects")
+    work.draft.write_table(kept.select(IDENTITIES.names), "identities")
+    images_by_split = Counter(kept["split"].to_pylist())
+    facts = {
+        "findings": list(listing.findings),
+        "rows_in": len(listing.rows) + len(listing.rejects),
+        "rejected": dict(Counter(rejects["reason"].to_pylist())),
+        "removed_text": removed,
+        "images_by_split": {name: images_by_split[name] for name in SPLITS},
+        "patients_by_split": {name: len(patients[name]) for name in SPLITS},
+    }
+    return Made(facts, len(records))
+
+
+class ReadPixels:
+    """Row worker: the pixels of a listed image, drawn or decoded, or the reason why not."""
+
+    reads = pa.schema([("row_id", pa.string()), ("source", pa.string())])
+
+    def __init__(self, ingest: Ingest):
+        self._ingest = ingest
+        outcome = pa.schema([("reject", pa.string()), ("digest", pa.string())])
+        self.adds = with_images(outcome, ingest.image_px, ingest.channels)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        sources = batch["source"].to_pylist()
+        if self._ingest.kind == "phantom":
+            pixels = phantom.draw(sources, self._ingest.image_px)
+            pixels = np.repeat(pixels, self._ingest.channels, axis=-1)
+            reasons = [None] * len(sources)
+            digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels]
+        else:
+            assert self._ingest.root is not None  # the recipe was validated
+            pixels, reasons, digests = table.read_images(
+                self._ingest.root, sources, self._ingest.image_px, self._ingest.channels, self._ingest.min_source_px
+            )
+        return pa.table(
+            {
+                "reject": pa.array(reasons, pa.string()),
+                "digest": pa.array(digests, pa.string()),
+                "image": images.column(pixels),
+            }
+        )
+
+
+def _listing(ingest: Ingest, seed: int) -> table.Listing:
+    if ingest.kind == "phantom":
+        return table.Listing(phantom.listing(ingest.phantom, seed), REJECTS.empty_table(), phantom.FINDINGS)
+    assert ingest.root is not None  # the recipe was validated
+    return table.listing(ingest.table, ingest.root, ingest.k_anonymity)
+
+
+def _split(listed: pa.Table, ingest: Ingest, seed: int) -> tuple[pa.Table, pa.Table]:
+    patients = listed["patient"].to_pylist()
+    split_of = splits.assign(patients, ingest.splits, seed, ingest.min_patients)
+    listed = listed.append_column("split", pa.array([split_of[patient] for patient in patients], pa.string()))
+    within = splits.within_cap(listed, ingest.max_images_per_patient, seed)
+    over = listed.filter(pc.invert(within))
+    reasons = [f"over the cap of images per patient in split {name}" for name in over["split"].to_pylist()]
+    return listed.filter(within), pa.table([over["row_id"], pa.array(reasons, pa.string())], schema=REJECTS)
+
+
+def _read_pixels(work: Work, listed: pa.Table) -> pa.Table:
+    """Write table `images`; the rows whose pixels cannot be used, with the reason."""
+    ingest, draft = work.recipe.ingest, work.draft
+    draft.write_table(listed.select(["row_id", "source"]), "source")
+    rows.append_columns(
+        f"{draft.folder}/source.parquet",
+        ReadPixels,
+        {"ingest": ingest},
+        f"{draft.uri}/images",
+        work_uri=draft.work_uri,
+        pool=rows.Pool(ingest.actors, ingest.batch_rows, 8 * ingest.batch_rows),
+        bar=work.bar,
+    )
+    (draft.folder / "source.parquet").unlink()
+    outcome = read_table(draft.store.fs, f"{draft.store.path_of(draft.key)}/images", ["row_id", "reject", "digest"])
+    patient_of = dict(zip(listed["row_id"].to_pylist(), listed["patient"].to_pylist(), strict=True))
+    reasons = _pixel_reasons(outcome.to_pylist(), patient_of)
+    table = pa.table({"row_id": outcome["row_id"], "reason": pa.array(reasons, pa.string())}, schema=REJECTS)
+    return table.filter(pc.is_valid(table["reason"]))
+
+
+def _pixel_reasons(outcome: list[dict[str, Any]], patient_of: dict[str, str]) -> list[str | None]:
+    """Unreadable, or the same pixels as another row: of one patient the first stays, of two patients none."""
+    patients: dict[str, set[str]] = defaultdict(set)
+    first: dict[str, str] = {}
+    for row in outcome:
+        if row["digest"]:
+            patients[row["digest"]].add(patient_of[row["row_id"]])
+            first.setdefault(row["digest"], row["row_id"])
+
+    def reason(row: dict[str, Any]) -> str | None:
+        if row["reject"]:
+            return row["reject"]
+        if len(patients[row["digest"]]) > 1:
+            return "one image under two patients"
+        return None if first[row["digest"]] == row["row_id"] else "duplicate image"
+
+    return [reason(row) for row in outcome]
+
+
+def _patients_by_split(listed: pa.Table) -> dict[str, set[str]]:
+    members: dict[str, set[str]] = {name: set() for name in SPLITS}
+    for name, patient in zip(listed["split"].to_pylist(), listed["patient"].to_pylist(), strict=True):
+        members[name].add(patient)
+    return members
+
+
+def _require_patients(patients: dict[str, set[str]], ingest: Ingest) -> None:
+    for name, least in ingest.min_patients.items():
+        if len(patients[name]) < least:
+            raise splits.SplitError(
+                f"split {name}: want {least} patients with a usable image, got {len(patients[name])} "
+                f"— lower ingest.min_patients.{name}, raise its share, or mend the rejected images"
+            )
+
+
+def _with_prompts(listed: pa.Table, ingest: Ingest, findings: tuple[str, ...]) -> tuple[pa.Table, dict[str, int]]:
+    """Add `prompt`, for training rows only; how many words and phrases were removed from them, by reason."""
+    train = listed.filter(pc.equal(listed["split"], "train"))
+    scrubbed = text.scrub(train["text"].to_pylist(), train["patient"].to_pylist(), ingest.k_anonymity)
+    labels = label_matrix(train)
+    composed = {
+        row["row_id"]: prompts.compose(
+            ingest.prompt,
+            age=row["age"],
+            sex=row["sex"],
+            view=row["view"],
+            labels=[name for name, value in zip(findings, present, strict=True) if value == 1],
+            phrases=phrases,
+        )
+        for row, present, phrases in zip(train.to_pylist(), labels, scrubbed.phrases, strict=True)
+    }
+    column = pa.array([composed.get(row_id) for row_id in listed["row_id"].to_pylist()], pa.string())
+    return listed.append_column("prompt", column), dict(scrubbed.removed)
+
+
+def _hashed(listed: pa.Table, key: bytes) -> pa.Table:
+    def pseudonym(patient: str) -> str:
+        return hashlib.blake2b(patient.encode(), key=key, digest_size=8).hexdigest()
+
+    return listed.append_column("patient_id", pa.array([pseudonym(p) for p in listed["patient"].to_pylist()]))
+
+
+def _patient_key(work: Work) -> bytes:
+    """The key of the hash: from the recipe's file, or made once for this store."""
+    file = work.recipe.ingest.patient_key_file
+    if file is not None:
+        if not file.is_file():
+            raise ArtifactError(f"ingest.patient_key_file: want a file, got nothing at {file} — make one or leave it out")
+        return hashlib.blake2b(file.read_bytes(), digest_size=32).digest()
+    return work.draft.store.secret("private/patient.key")

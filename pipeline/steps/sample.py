@@ -1,0 +1,53 @@
+"""sample: the teacher makes a large synthetic set, round by round, from the training prompts."""
+
+from __future__ import annotations
+
+import pyarrow.compute as pc
+
+from pipeline.config import Recipe
+from pipeline.generators import prompts
+from pipeline.records import label_matrix
+from pipeline.task import Made, Task, Work
+from pipeline.workers import sample_plan
+
+VERSION = 1
+
+
+def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
+    """`sample/0`, `sample/1`, ...: each a `plan` of prompts and seeds, and its images in `rows`."""
+    outcome = {"want_images", "max_rounds", "class_quota"}  # decide how many rounds, not what is in one
+    place = {"block_rows", "actors", "min_actors", "cpus_per_actor", "gpus_per_actor"}
+    section = recipe.sample.model_dump(mode="json", exclude=outcome | place)
+    return [
+        Task(
+            f"sample/{number}",
+            make,
+            {"sample": section, "seed": recipe.seed, "round": number, "quota": recipe.sample.class_quota if number else {}},
+            ("ingest", "teach", *((f"filter/{number - 1}",) if number and recipe.sample.class_quota else ())),
+            version=VERSION,
+            slots=recipe.sample.actors,
+            resumable=True,
+            about="synthetic images",
+        )
+        for number in range(n_rounds)
+    ]
+
+
+def make(work: Work) -> Made:
+    """Plan the round's prompts and stream them through the sampling actors."""
+    ingest, sample = work.inputs["ingest"], work.recipe.sample
+    number = int(work.draft.key.name.split("/")[1])
+    train = ingest.table("records", where=pc.field("split") == "train")
+    before = work.inputs.get(f"filter/{number - 1}")
+    short = before.facts["shortfall"] if before else {}
+    findings = ingest.facts["findings"]
+    plan = prompts.plan(
+        train["row_id"].to_pylist(),
+        train["prompt"].to_pylist(),
+        label_matrix(train),
+        n_images=sample.n_images,
+        round_index=number,
+        seed=work.recipe.seed,
+        short={findings.index(name): n for name, n in short.items()},
+    )
+    return sample_plan(work, plan, work.inputs["teach"])

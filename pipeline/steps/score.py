@@ -1,0 +1,94 @@
+"""score: how likely is it, for each image, that it shows somebody in the gallery of real training images?
+
+The gallery and the scores of unseen patients' images (control, test) are made beside; they calibrate the filter.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline import config, fit, images, records
+from pipeline.config import Recipe
+from pipeline.privacy import matching, networks
+from pipeline.records import Records
+from pipeline.task import Made, Task, Work
+from pipeline.workers import NETWORKS, score_rows
+
+VERSION = 1
+UNSEEN = ("control", "test")
+
+
+def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
+    """`score/gallery`, `score/unseen`, and `score/0`, `score/1`, ... for the rounds of samples."""
+    place = {"actors", "cpus_per_actor", "gpus_per_actor", "block_rows"}
+    section: dict[str, Any] = {"score": recipe.score.model_dump(mode="json", exclude=place)}
+    nets = tuple(f"identify/{name}" for name in NETWORKS)
+    gallery = Task("score/gallery", make_gallery, section, ("ingest", *nets), version=VERSION, about="embeddings")
+    unseen = Task(
+        "score/unseen", make_unseen, section, ("ingest", "score/gallery"), version=VERSION, resumable=True
+    )
+    rounds = [
+        Task(
+            f"score/{number}",
+            make_round,
+            section,
+            ("score/gallery", f"sample/{number}"),
+            version=VERSION,
+            resumable=True,
+            about="risk of every sample",
+        )
+        for number in range(n_rounds)
+    ]
+    return [gallery, unseen, *rounds]
+
+
+def make_gallery(work: Work) -> Made:
+    """Embed all training images by both networks; score those of patients with several against each other."""
+    train = records.of_split(work.inputs["ingest"], "train")
+    folders = {name: work.inputs[f"identify/{name}"].local() / "network" for name in NETWORKS}
+    section = work.recipe.score
+    same_patient = fit.small(_gallery, train, folders, section, work.draft.folder, cpus=section.cpus_per_actor)
+    work.draft.write_table(same_patient, "same_patient")
+    return Made({"patients": len(set(train.patients.tolist()))}, len(train.images))
+
+
+def _gallery(train: Records, folders: dict[str, Path], score: config.Score, out: Path) -> pa.Table:
+    columns: dict[str, Any] = {}
+    patients, sizes = train.table["patient_id"].to_pylist(), np.bincount(train.patients)
+    several = np.flatnonzero(sizes[train.patients] > 1)
+    for name, folder in folders.items():
+        model = networks.load(folder)
+        model.save(out / name)
+        gallery = matching.Gallery.of(model, train.images, patients, train.row_ids, score.batch_size)
+        gallery.save(out / f"{name}.parquet")
+        found = matching.best_matches(
+            model, gallery.embeddings[several], gallery, score.gallery_block, exclude_row=torch.from_numpy(several)
+        )
+        columns[name] = pa.array(found.reid_score.numpy(), pa.float32())
+    return pa.table({"row_id": [train.row_ids[i] for i in several]} | columns)
+
+
+def make_unseen(work: Work) -> Made:
+    """Score the images of control and test patients, whom the gallery does not hold."""
+    parts = [records.of_split(work.inputs["ingest"], split) for split in UNSEEN]
+    source = pa.table(
+        {
+            "row_id": pa.array([row_id for part in parts for row_id in part.row_ids]),
+            "image": images.column(np.concatenate([part.images for part in parts])),
+        }
+    )
+    work.draft.write_table(source, "source")
+    made = score_rows(work, f"{work.draft.folder}/source.parquet", work.inputs["score/gallery"])
+    (work.draft.folder / "source.parquet").unlink()
+    return made
+
+
+def make_round(work: Work) -> Made:
+    """Score a round of samples."""
+    (sample,) = (artifact for name, artifact in work.inputs.items() if name.startswith("sample/"))
+    return score_rows(work, f"{sample.uri}/rows", work.inputs["score/gallery"])

@@ -1,0 +1,39 @@
+"""teach: records of the train split become the teacher, a diffusers pipeline that stays in the building."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import generator, images, records
+from pipeline.config import Recipe
+from pipeline.seeds import row_seed
+from pipeline.task import Made, Task, Work
+
+VERSION = 1
+
+
+def tasks(recipe: Recipe) -> list[Task]:
+    """`teach/latents` (autoencoder, tokenizer, encoded rows) and `teach` (the pipeline)."""
+    section = recipe.teach.model_dump(mode="json", exclude={"cpus_per_worker", "gpu"})
+    latents = {"autoencoder": section["autoencoder"], "text": section["text"], "seed": recipe.seed}
+    if recipe.teach.autoencoder.kind == "kl":
+        latents["training"] = section
+    config: dict[str, Any] = {"teach": section, "seed": recipe.seed}
+    return [
+        Task("teach/latents", make_latents, latents, ("ingest",), version=VERSION, resumable=True),
+        Task("teach", make, config, ("teach/latents",), version=VERSION, resumable=True, about="teacher"),
+    ]
+
+
+def make_latents(work: Work) -> Made:
+    """Encode the training images and their prompts."""
+    train = records.of_split(work.inputs["ingest"], "train")
+    table = train.table.select(["row_id", "prompt"]).append_column("image", pa.chunked_array([images.column(train.images)]))
+    return generator.make_latents(work, work.recipe.teach, table, row_seed(work.recipe.seed, "teach"))
+
+
+def make(work: Work) -> Made:
+    """Train the teacher."""
+    return generator.make_pipeline(work, work.recipe.teach, "teach/latents", row_seed(work.recipe.seed, "teach"))

@@ -1,0 +1,51 @@
+"""What a step offers to the plan: named tasks, each of which makes one artifact from others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pipeline.artifact import Artifact, Class, Draft
+from pipeline.config import Recipe
+from pipeline.progress import Bar
+
+
+class Made(NamedTuple):
+    """What a task found out: facts for the manifest, and the rows it wrote."""
+
+    facts: Mapping[str, Any]
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a task is given."""
+
+    recipe: Recipe
+    inputs: Mapping[str, Artifact]
+    draft: Draft
+    bar: Bar
+
+
+@dataclass(frozen=True)
+class Task:
+    """One artifact to be made. The name's first part is the word; `config` is what decides its content."""
+
+    name: str
+    make: Callable[[Work], Made]
+    config: Mapping[str, Any]
+    inputs: tuple[str, ...] = ()
+    kind: Class = "private"
+    version: int = 1
+    slots: int = 1
+    """Share of `cluster.parallel_tasks` that it takes."""
+    resumable: bool = False
+    """Whether an earlier attempt's leftovers are gone on from."""
+    about: str = field(default="", compare=False)
+    """One line for the plan."""
+
+    @property
+    def word(self) -> str:
+        """The step it belongs to."""
+        return self.name.split("/")[0]

@@ -1,0 +1,112 @@
+"""Row workers that several steps use: sample images from a generator, score images against the gallery."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+
+from pipeline import config, images, rows
+from pipeline.artifact import Artifact
+from pipeline.generators.sampler import Sampler
+from pipeline.privacy import matching, networks
+from pipeline.tables import AUDIT_SCORES, SCORES, with_images
+from pipeline.task import Made, Work
+
+NETWORKS = ("filter_network", "auditor")
+
+
+class SampleImages:
+    """Row worker: the image of a prompt and a seed."""
+
+    reads = pa.schema([("row_id", pa.string()), ("seed", pa.int64()), ("prompt", pa.string())])
+
+    def __init__(self, pipeline: Path, sample: config.Sample, image_px: int, channels: int):
+        torch.set_num_threads(max(1, int(sample.cpus_per_actor)))
+        self._sampler = Sampler(pipeline, sample, _device(sample.gpus_per_actor))
+        self.adds = with_images(pa.schema([]), image_px, channels)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        made = self._sampler(batch["prompt"].to_pylist(), batch["seed"].to_pylist())
+        return pa.table({"image": images.column(made)})
+
+
+class ScoreImages:
+    """Row worker: the largest same-patient probability over the gallery, by the filter's network and the auditor.
+
+    Both are read off in one pass over the images; no filter rule ever sees the auditor's column.
+    """
+
+    def __init__(self, gallery: Path, score: config.Score, image_px: int, channels: int):
+        torch.set_num_threads(max(1, int(score.cpus_per_actor)))
+        device = _device(score.gpus_per_actor)
+        self._score = score
+        self._models = [networks.load(gallery / name).to(device) for name in NETWORKS]
+        self._galleries = [matching.Gallery.load(gallery / f"{name}.parquet") for name in NETWORKS]
+        self.reads = with_images(pa.schema([("row_id", pa.string())]), image_px, channels)
+        self.adds = pa.schema([*list(SCORES)[1:], *list(AUDIT_SCORES)[1:]])
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        pixels = images.array(batch["image"])
+        found = []
+        for model, gallery in zip(self._models, self._galleries, strict=True):
+            embedded = networks.embeddings(model, pixels, self._score.batch_size)
+            found.append(matching.best_matches(model, embedded, gallery, self._score.gallery_block))
+        names = self._galleries[0].row_ids
+        nearest = [names[position] for position in found[0].nearest.tolist()]
+        columns = [
+            pa.array(found[0].reid_score.numpy(), pa.float32()),
+            pa.array(nearest, pa.string()),
+            pa.array(found[0].margin.numpy(), pa.float32()),
+            pa.array(found[1].reid_score.numpy(), pa.float32()),
+        ]
+        return pa.table(columns, schema=self.adds)
+
+
+def sample_plan(work: Work, plan: pa.Table, generator: Artifact) -> Made:
+    """Write `plan`, and its images to `rows`, made by a pool of actors from the generator's pipeline."""
+    sample, draft = work.recipe.sample, work.draft
+    draft.write_table(plan, "plan")
+    n_rows = rows.append_columns(
+        f"{draft.folder}/plan.parquet",
+        SampleImages,
+        {"pipeline": generator.local() / "pipeline", "sample": sample, **_shape(work)},
+        f"{draft.uri}/rows",
+        work_uri=draft.work_uri,
+        pool=rows.Pool(
+            sample.actors,
+            sample.batch_size,
+            sample.block_rows,
+            sample.min_actors,
+            sample.cpus_per_actor,
+            sample.gpus_per_actor,
+        ),
+        bar=work.bar,
+    )
+    return Made({}, n_rows)
+
+
+def score_rows(work: Work, source_uri: str, gallery: Artifact) -> Made:
+    """Write the scores of the images at `source_uri` to `rows`."""
+    score = work.recipe.score
+    n_rows = rows.append_columns(
+        source_uri,
+        ScoreImages,
+        {"gallery": gallery.local(), "score": score, **_shape(work)},
+        f"{work.draft.uri}/rows",
+        work_uri=work.draft.work_uri,
+        pool=rows.Pool(
+            score.actors, score.batch_size, score.block_rows, cpus=score.cpus_per_actor, gpus=score.gpus_per_actor
+        ),
+        bar=work.bar,
+    )
+    return Made({}, n_rows)
+
+
+def _shape(work: Work) -> dict[str, int]:
+    return {"image_px": work.recipe.ingest.image_px, "channels": work.recipe.ingest.channels}
+
+
+def _device(gpus: float) -> str:
+    return "cuda" if gpus else "cpu"

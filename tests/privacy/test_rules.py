@@ -1,0 +1,188 @@
+"""The five filter rules: hand-worked thresholds, the promises they make, and what they refuse."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import false_discovery_control
+
+from pipeline import seeds
+from pipeline.config import ConfigError, FdrRule, Filter, FixedRule, PercentileRule, RecallRule
+from pipeline.privacy.rules import filter_table, threshold
+from pipeline.tables import FILTERED, SCORES, SchemaError
+
+NONE = np.array([])
+SAME = np.array([0.9])
+CONTROL = np.arange(1, 21) / 20  # 0.05, 0.10 ... 1.00
+
+
+def scores(*values: float | None) -> pa.Table:
+    n = len(values)
+    columns = {
+        "row_id": [f"s{i}" for i in range(n)],
+        "reid_score": values,
+        "nearest_row_id": ["r"] * n,
+        "margin": [0.0] * n,
+    }
+    return pa.table(columns, schema=SCORES)
+
+
+def percentile(value: float) -> Filter:
+    return Filter(rule="percentile", percentile=PercentileRule(percentile=value))
+
+
+def recall(value: float, confidence: float = 0.95) -> Filter:
+    return Filter(rule="recall", recall=RecallRule(recall=value, confidence=confidence))
+
+
+def fdr(q: float) -> Filter:
+    return Filter(rule="fdr", fdr=FdrRule(q=q))
+
+
+def test_every_row_comes_back_in_order_with_its_reason() -> None:
+    rule = Filter(rule="fixed", fixed=FixedRule(threshold=0.5))
+    filtered, _ = filter_table(scores(0.2, 0.5, None, float("nan"), 0.9), rule, control=CONTROL, same_patient=SAME)
+    assert filtered.schema.equals(FILTERED)
+    assert filtered["row_id"].to_pylist() == ["s0", "s1", "s2", "s3", "s4"]
+    assert filtered["keep"].to_pylist() == [True, False, False, False, False]
+    over = "over the threshold"
+    assert filtered["reason"].to_pylist() == ["kept", over, "no score", "no score", over]
+
+
+def test_an_empty_set_is_filtered_to_an_empty_set() -> None:
+    for rule in (percentile(80), fdr(0.1), Filter(rule="none")):
+        filtered, _ = filter_table(scores(), rule, control=CONTROL, same_patient=SAME)
+        assert filtered.num_rows == 0 and filtered.schema.equals(FILTERED)
+
+
+def test_the_rule_none_drops_only_what_has_no_score() -> None:
+    filtered, decision = filter_table(scores(1.0, None), Filter(rule="none"), control=NONE, same_patient=NONE)
+    assert filtered["keep"].to_pylist() == [True, False]
+    assert decision.threshold is None and "guarantees nothing" in decision.guarantee
+
+
+def test_a_table_without_scores_is_refused() -> None:
+    with pytest.raises(SchemaError, match="reid_score"):
+        filter_table(scores(0.1).drop(["reid_score"]), percentile(80), control=CONTROL, same_patient=SAME)
+
+
+# Rank of the percentile p among 20 scores, 'higher': ceil(p / 100 x 19) + 1.
+@pytest.mark.parametrize(("p", "limit"), [(0, 0.05), (50, 0.55), (80, 0.85), (95, 1.0), (100, 1.0)])
+def test_a_percentile_is_rounded_up_to_a_control_score(p: float, limit: float) -> None:
+    decision = threshold(percentile(p), NONE, control=CONTROL, same_patient=SAME)
+    assert decision.threshold == pytest.approx(limit)
+    assert decision.n == 20
+
+
+def test_the_percentile_rule_states_how_often_strangers_are_dropped() -> None:
+    random = seeds.numpy_generator(0, "strangers")
+    held = 0
+    for _ in range(300):
+        decision = threshold(percentile(80), NONE, control=random.random(200), same_patient=NONE)
+        # Control scores are uniform here, so that the chance of being dropped is 1 - threshold.
+        low, high = (float(share) / 100 for share in re.findall(r"between (\S+)% and (\S+)%", decision.guarantee)[0])
+        assert decision.threshold is not None
+        held += low <= 1 - decision.threshold <= high
+    assert 0.92 <= held / 300 <= 0.98
+
+
+# Fewest misses allowed: the largest k with P(Bin(n, 1 - r) <= k) <= 5 %; 59 and 93 are Wilks' sample sizes for 95/95.
+@pytest.mark.parametrize(("n", "rank"), [(59, 1), (92, 1), (93, 2), (124, 3), (153, 4), (181, 5)])
+def test_the_recall_rule_takes_wilks_order_statistic(n: int, rank: int) -> None:
+    same_patient = seeds.numpy_generator(0, "same", n).permutation(np.arange(1, n + 1)) / n
+    decision = threshold(recall(0.95), NONE, control=CONTROL, same_patient=same_patient)
+    assert decision.threshold == pytest.approx(rank / n)
+    assert decision.n == n
+
+
+def test_the_recall_rule_keeps_its_word() -> None:
+    random = seeds.numpy_generator(0, "recall")
+    kept_word = 0
+    for _ in range(400):
+        decision = threshold(recall(0.9), NONE, control=NONE, same_patient=random.random(100))
+        assert decision.threshold is not None
+        kept_word += 1 - decision.threshold >= 0.9  # uniform scores: recall is 1 - threshold
+    assert kept_word / 400 >= 0.93
+
+
+def test_too_few_same_patient_scores_say_how_many_are_needed() -> None:
+    with pytest.raises(ConfigError, match=r"at least 59 same-patient scores .* got 58"):
+        threshold(recall(0.95), NONE, control=CONTROL, same_patient=np.ones(58))
+
+
+@pytest.mark.parametrize("rule", [recall(1.0), recall(0.9, 1.0)])
+def test_certainty_is_refused(rule: Filter) -> None:
+    with pytest.raises(ConfigError, match="infinitely many"):
+        threshold(rule, NONE, control=CONTROL, same_patient=np.ones(1000))
+
+
+def test_benjamini_hochberg_worked_by_hand() -> None:
+    control = np.arange(1, 100) / 100  # 0.01 ... 0.99, so p = (1 + #{control >= s}) / 100
+    # s:       0.995  0.985  0.965  0.905  0.5
+    # p:       0.01   0.02   0.04   0.10   0.51      limits q k/5 at q = 0.1: 0.02 0.04 0.06 0.08 0.10
+    values = np.array([0.5, 0.985, 0.905, 0.995, 0.965])
+    assert threshold(fdr(0.1), values, control=control, same_patient=SAME).threshold == 0.965
+    # A step-up procedure: at q = 0.04 the first alone fails its 0.008, the third fails 0.024, so none is dropped.
+    assert threshold(fdr(0.04), values, control=control, same_patient=SAME).threshold is None
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.lists(st.integers(0, 30), min_size=1, max_size=60))
+def test_the_fdr_rule_agrees_with_scipy(synthetic: list[int], control: list[int]) -> None:
+    values, unseen = np.array(synthetic) / 30, np.array(control) / 30
+    decision = threshold(fdr(0.2), values, control=unseen, same_patient=NONE)
+    p_values = [(1 + sum(unseen >= value)) / (1 + len(unseen)) for value in values]
+    discovered = false_discovery_control(p_values) <= 0.2 + 1e-12
+    dropped = values >= decision.threshold if decision.threshold is not None else np.zeros(len(values), bool)
+    assert dropped.tolist() == discovered.tolist()
+
+
+def test_few_of_the_images_dropped_by_fdr_score_like_strangers() -> None:
+    random = seeds.numpy_generator(0, "fdr")
+    shares = []
+    for _ in range(200):
+        strangers, copies = random.normal(0, 1, 180), random.normal(4, 1, 20)
+        decision = threshold(
+            fdr(0.2), np.concatenate([strangers, copies]), control=random.normal(0, 1, 1000), same_patient=NONE
+        )
+        limit = np.inf if decision.threshold is None else decision.threshold
+        n_wrong, n_right = int((strangers >= limit).sum()), int((copies >= limit).sum())
+        shares.append(n_wrong / max(1, n_wrong + n_right))
+    # BH holds q times the share of strangers, 0.2 x 0.9.
+    assert np.mean(shares) == pytest.approx(0.18, abs=0.025)
+
+
+@given(
+    st.lists(st.floats(0, 1, width=32), min_size=60, max_size=120), st.sampled_from(["percentile", "recall", "fdr"])
+)
+def test_a_riskier_image_is_never_kept_where_a_safer_one_is_dropped(values: list[float], word: str) -> None:
+    calibration = np.array(values)
+    filtered, _ = filter_table(scores(*values), Filter(rule=word), control=calibration, same_patient=calibration)
+    keep = np.array(filtered["keep"])
+    if keep.any() and not keep.all():
+        assert calibration[keep].max() < calibration[~keep].min()
+
+
+@pytest.mark.parametrize("rule", [percentile(80), fdr(0.1)])
+def test_rules_that_compare_with_strangers_need_some(rule: Filter) -> None:
+    with pytest.raises(ConfigError, match="enlarge split 'control'"):
+        threshold(rule, SAME, control=NONE, same_patient=SAME)
+
+
+@pytest.mark.parametrize("name", ["control", "same_patient"])
+def test_a_missing_calibration_score_is_refused_and_keeps_nothing(name: str) -> None:
+    calibration = {"control": CONTROL, "same_patient": SAME} | {name: np.array([0.1, np.nan])}
+    with pytest.raises(ConfigError, match="got 1 NaN"):
+        threshold(percentile(80), NONE, **calibration)
+
+
+def test_every_guarantee_tells_what_it_flags_on_both_groups() -> None:
+    decision = threshold(percentile(80), NONE, control=CONTROL, same_patient=np.array([0.9, 0.2]))
+    assert "Flags 20.0% of 20 control images" in decision.guarantee
+    assert "50.0% of 2 same-patient images" in decision.guarantee
+    assert "misses" in decision.guarantee
