@@ -97,11 +97,7 @@ def read_table(
     if columns is None:
         table = data.to_table(filter=where)
     else:
-        wanted = (
-            list(columns)
-            if "row_id" in columns or "row_id" not in data.schema.names
-            else ["row_id", *columns]
-        )
+        wanted = list(columns) if "row_id" in columns or "row_id" not in data.schema.names else ["row_id", *columns]
         table = data.to_table(columns=wanted, filter=where)
     if "row_id" in table.column_names:
         ids = table.column("row_id").combine_chunks()
@@ -130,9 +126,7 @@ class Draft:
     @property
     def work_uri(self) -> str:
         """Address for checkpoints, removed by `commit`."""
-        return (
-            f"{self.store.uri}/{self.key.kind}/work/{self.key.name.replace('/', '-')}-{self.key.fingerprint}"
-        )
+        return f"{self.store.uri}/{self.key.kind}/work/{self.key.name.replace('/', '-')}-{self.key.fingerprint}"
 
     def write_table(self, table: pa.Table, name: str = "rows") -> None:
         """Write a table as one Parquet file."""
@@ -181,10 +175,8 @@ class Store:
 
     def draft(self, key: Key, *, resumable: bool = False) -> Draft:
         """A place to make the artifact; leftovers of an earlier attempt are removed unless it resumes from them."""
-        if self.local_root is None:
-            folder = Path(tempfile.mkdtemp(prefix="pd-"))
-        else:
-            folder = self.local_root / key.path
+        local = self.local_root / key.path if self.local_root else None
+        folder = local or Path(tempfile.mkdtemp(prefix="pd-"))
         if not resumable and folder.exists():
             shutil.rmtree(folder)
         with explained_disk(folder):

@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import ray
 
@@ -59,7 +60,8 @@ def preflight(recipe: Recipe) -> None:
             there = slots.get(kind, 0.0)
             if wanted > there:
                 raise ClusterError(
-                    f"{where}: want {wanted:g} {kind} slots ({n} workers), got {there:g} — fewer workers, or a larger cluster"
+                    f"{where}: want {wanted:g} {kind} slots ({n} workers), got {there:g} "
+                    "— fewer workers, or a larger cluster"
                 )
 
 
@@ -83,6 +85,7 @@ def demands(recipe: Recipe) -> list[tuple[str, int, float, float]]:
 
 def _quiet() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else lines from C++ run through the live view
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # else a warning at the ninth worker
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
@@ -99,7 +102,7 @@ def _short_temporary_folder() -> str:
 @contextlib.contextmanager
 def _muted_stderr() -> Iterator[None]:
     saved = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
+    with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
         try:
             yield

@@ -7,9 +7,7 @@ the pipeline folder, trained on those rows. Neither knows which data it is given
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +16,6 @@ from ray.train.torch import get_device, prepare_model
 
 from pipeline import config, fit, images, rows
 from pipeline.generators import autoencoder, denoiser, folder, text, training
-from pipeline.progress import Bar
 from pipeline.tables import with_images
 from pipeline.task import Made, Work
 
@@ -76,9 +73,7 @@ class Encode:
         self._tokenizer = text.load_tokenizer(folder / "tokenizer", section.text.max_tokens)
         self._frozen = section.text.folder is not None and not section.text.train
         channels = self._autoencoder.config.in_channels
-        self.reads = with_images(
-            pa.schema([("row_id", pa.string()), ("prompt", pa.string())]), image_px, channels
-        )
+        self.reads = with_images(pa.schema([("row_id", pa.string()), ("prompt", pa.string())]), image_px, channels)
         shape = autoencoder.latent_shape(section.autoencoder, channels, image_px)
         tokens = (section.text.max_tokens,)
         self.adds = pa.schema(
@@ -151,9 +146,7 @@ class AutoencoderTrainee:
         self._images = images.array(table["image"])
         device = get_device()
         model = autoencoder.build(section.autoencoder, self._images, seed).to(device)
-        _, latent_px = autoencoder.latent_shape(
-            section.autoencoder, self._images.shape[-1], self._images.shape[1]
-        )
+        _, latent_px = autoencoder.latent_shape(section.autoencoder, self._images.shape[-1], self._images.shape[1])
         objective = prepare_model(autoencoder.Objective(model, section.autoencoder.kl_weight))
         self.fit = training.AutoencoderTraining(section, objective, latent_px, seed, rank)
         self._device = device

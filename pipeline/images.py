@@ -53,9 +53,7 @@ def to_uint8(images: Float[Tensor, "n c h w"]) -> UInt8[np.ndarray, "n h w c"]:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def decode(
-    source: Path | bytes, image_px: int, channels: int, min_source_px: int = 1
-) -> UInt8[np.ndarray, "h w c"]:
+def decode(source: Path | bytes, image_px: int, channels: int, min_source_px: int = 1) -> UInt8[np.ndarray, "h w c"]:
     """One PNG or JPEG, 8 or 16 bit, grey or RGB(A), centre-cropped and resized to a square.
 
     16-bit values are scaled by the bit depth, never by the image's own maximum: that would change with content.
@@ -65,9 +63,7 @@ def decode(
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             image.load()
             if min(image.size) < min_source_px:
-                raise ImageError(
-                    f"too small: want a side of {min_source_px} px, got {image.size[0]}x{image.size[1]}"
-                )
+                raise ImageError(f"too small: want a side of {min_source_px} px, got {image.size[0]}x{image.size[1]}")
             image = _eight_bit(image).convert("L" if channels == 1 else "RGB")
     except ImageError:
         raise

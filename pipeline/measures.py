@@ -17,10 +17,14 @@ from pipeline.estimate import Estimate
 from pipeline.privacy import risk
 from pipeline.records import Records, Synthetic
 from pipeline.seeds import numpy_generator
-from pipeline.utility import auroc, classifier, fidelity as distances, similarity
+from pipeline.utility import auroc, classifier, similarity
+from pipeline.utility import fidelity as distances
 
 ARMS = ("real", "teacher", "filtered", "student", "student_large")
-RATIOS = {"filter_network": ("reid_score", "reid_ratio", "excess"), "auditor": ("audit_score", "audit_ratio", "audit_excess")}
+RATIOS = {
+    "filter_network": ("reid_score", "reid_ratio", "excess"),
+    "auditor": ("audit_score", "audit_ratio", "audit_excess"),
+}
 SIZES = ((1, "1"), (3, "2-3"), (12, "4-12"), (29, "13-29"), (np.inf, "30+"))
 IMAGES_PER_PROMPT = 4
 
@@ -85,7 +89,8 @@ def _by_images(scores: Risk) -> Metrics:
     threshold = control_threshold(_values(scores.control, "reid_score"), scores.percentile)
     flags = _values(scores.teacher, "reid_score") >= threshold
     return {
-        f"privacy/teacher/reid_ratio_images_{band}": ratio for band, ratio in risk.ratio_by_group(flags, bands).items()
+        f"privacy/teacher/reid_ratio_images_{band}": ratio
+        for band, ratio in risk.ratio_by_group(flags, bands).items()
     }
 
 
@@ -147,7 +152,7 @@ def utility(
 
 
 def adherence(
-    real_classifier: classifier.Classifier,
+    real_classifier: classifier.FindingsClassifier,
     synthetic: Mapping[str, Synthetic],
     findings: Sequence[str],
     section: Evaluate,
@@ -166,7 +171,7 @@ def adherence(
 
 
 def fidelity(
-    encoder: classifier.Classifier,
+    encoder: classifier.FindingsClassifier,
     test: Records,
     control: Records,
     synthetic: Mapping[str, Synthetic],
@@ -182,7 +187,9 @@ def fidelity(
     n = min(len(pixels) for pixels in subjects.values())
     found: Metrics = {}
     for subject, pixels in subjects.items():
-        features = classifier.features(encoder, pixels[np.sort(numpy_generator(seed, "fid").permutation(len(pixels))[:n])])
+        features = classifier.features(
+            encoder, pixels[np.sort(numpy_generator(seed, "fid").permutation(len(pixels))[:n])]
+        )
         found[f"fidelity/{subject}/fid"] = distances.fid(reference, features, seed=seed)
         found[f"fidelity/{subject}/kid"] = distances.kid(reference, features, seed=seed)
         shares = distances.manifold(reference, features, neighbours=section.neighbours)

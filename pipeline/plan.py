@@ -6,6 +6,7 @@ found again by its fingerprint, so running the same command twice does no work.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -83,8 +84,6 @@ def _why(task: Task, key: Key, inputs: Mapping[str, str], store: Store) -> str:
 
 
 def _plain(config: Mapping[str, Any]) -> Any:
-    import json
-
     return json.loads(canonical(dict(config)))
 
 
@@ -142,7 +141,7 @@ def _make(recipe: Recipe, store: Store, line: Line, inputs: Mapping[str, Artifac
         draft = store.draft(line.key, resumable=task.resumable)
         draft.config, draft.version = task.config, task.version
         draft.inputs = {name: artifact.key.fingerprint for name, artifact in inputs.items()}
-        made = task.make(Work(recipe, inputs, draft, view.bar(task.name)))
+        made = task.make(Work(recipe, inputs, draft, view.bar(task.name), view.started_at))
         store.commit(draft, made.facts, made.rows)
     except BaseException:
         view.note(task.name, "failed")

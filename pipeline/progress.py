@@ -69,6 +69,7 @@ class View:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._started = time.monotonic()
+        self.started_at = time.time()
 
     def bar(self, task: str) -> Bar:
         """The task's place on the board."""

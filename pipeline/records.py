@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int8, Int64, UInt8
 
-from pipeline import images
+from pipeline import config, images
 from pipeline.artifact import Artifact
+from pipeline.generators import prompts
 
 
 class Records(NamedTuple):
@@ -94,6 +95,8 @@ def image_column(pixels: UInt8[np.ndarray, "n h w c"]) -> pa.ChunkedArray:
     return pa.chunked_array([images.column(pixels)])
 
 
-def shared_prompts(ingest: Artifact, k: int) -> tuple[dict[str, str], dict[str, str]]:
-    """By training row: the prompt in the form that at least k patients share, and how far it was generalised."""
-    raise NotImplementedError
+def shared_prompts(ingest: Artifact, prompt: config.Prompt, k: int) -> tuple[dict[str, str], dict[str, int]]:
+    """By training row: its prompt in the form that at least k patients share; and rows by level of detail."""
+    train = ingest.table("records", where=pc.field("split") == "train")
+    recomposed = prompts.recompose(train, ingest.facts["findings"], prompt, k)
+    return dict(zip(train["row_id"].to_pylist(), recomposed.prompts, strict=True)), recomposed.levels

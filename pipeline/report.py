@@ -2,7 +2,8 @@
 
 Pure functions of plain data: no Ray, no store, no network. The public edition cannot show a real image or a
 record, as it is a `Report` without its `Private` part; the custodian's edition has one. Plots are inline SVG
-(`report_plots.py`), the words are in `report.html.j2`. Axis letters: n images, h height, w width, c channels.
+(`report_plots.py`), the words are in `report.html.j2`. Axis letters: h height, w width,
+c channels; _ is any number of images.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from pipeline.privacy.risk import two_proportion_p
 WIDE = 0.10
 # One-sided level of "more often than unseen patients".
 LEVEL = 0.05
+# Metric of a re-identification ratio -> the network behind it.
 RATIOS = {"reid_ratio": "filter’s network", "audit_ratio": "auditor"}
-Subject = str
+Subject = str  # real, control, baseline, teacher, filtered, student, ... (design section 8)
 
 
 class StepRow(NamedTuple):
@@ -72,7 +74,7 @@ class LedgerRow(NamedTuple):
 class Private:
     """What only the custodian may see."""
 
-    grids: Mapping[str, UInt8[np.ndarray, "n h w c"]] = field(default_factory=dict)
+    grids: Mapping[str, UInt8[np.ndarray, "_ h w c"]] = field(default_factory=dict)
     """Real images by title."""
     pairs: Mapping[str, Sequence[Pair]] = field(default_factory=dict)
     """Synthetic beside real by title, worst first."""
@@ -96,9 +98,9 @@ class Report:
     """What the filter's rule promises, in one sentence."""
     threshold: float | None
     """Score from which the filter's network flags an image; none if the rule has no fixed one."""
-    scores: Mapping[Subject, Float[np.ndarray, " n"]] = field(default_factory=dict)
+    scores: Mapping[Subject, Float[np.ndarray, " _"]] = field(default_factory=dict)
     """`reid_score` by the filter's network, drawn as histograms."""
-    grids: Mapping[str, UInt8[np.ndarray, "n h w c"]] = field(default_factory=dict)
+    grids: Mapping[str, UInt8[np.ndarray, "_ h w c"]] = field(default_factory=dict)
     """Synthetic images by title."""
     n_train_images: int
     n_train_patients: int
@@ -191,13 +193,15 @@ def safer_than_teacher(contrasts: Sequence[Contrast]) -> Answer:
 
 def above_control(contrasts: Sequence[Contrast], min_control: int) -> Answer:
     """Whether the student is flagged no more often than images of unseen patients, by every network."""
-    pairs = [(c.student, c.control, c.p_above_control) for c in contrasts]
-    if not pairs or any(control is None or p is None for _, control, p in pairs):
+    if not contrasts or any(c.p_above_control is None for c in contrasts):
         return Answer("unsure", "There is no control to compare it with.")
-    if any(p is not None and p <= LEVEL for _, _, p in pairs):
+    if any(c.p_above_control is not None and c.p_above_control <= LEVEL for c in contrasts):
         return Answer("no", "Its images still match training patients more often than images of unseen patients do.")
-    if any(e is None or e.n < min_control or is_wide(e) for student, control, _ in pairs for e in (student, control)):
-        return Answer("unsure", "There is not enough evidence that its images are as safe as those of unseen patients.")
+    ratios = [ratio for c in contrasts for ratio in (c.student, c.control) if ratio is not None]
+    if any(ratio.n < min_control or is_wide(ratio) for ratio in ratios):
+        return Answer(
+            "unsure", "There is not enough evidence that its images are as safe as unseen patients’ images."
+        )
     return Answer("yes", "Its images match training patients no more often than images of unseen patients do.")
 
 

@@ -19,8 +19,9 @@ from jaxtyping import Float, UInt8
 from pipeline import images
 
 # Scores closer to 0 or 1 than this share the outermost bar: float32 cannot tell them apart near 1.
-SCORE_MARGIN = 1e-4
-SCORE_TICKS = (0.0001, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
+SCORE_MARGIN = 1e-6
+SCORE_TICKS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
+MAX_TICKS = 9
 IMAGE_CSS_PX = 112
 
 
@@ -52,8 +53,10 @@ class Axis:
 
     def places(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """Where values stand, in percent of the width; values off the axis stand at its ends."""
-        start, stop, at = (_logit(np.asarray(v)) if self.logit else v for v in (self.start, self.stop, values))
-        return 100 * np.clip((at - start) / (stop - start), 0.0, 1.0)
+        scaled, ends = values, np.array([self.start, self.stop])
+        if self.logit:
+            scaled, ends = _logit(values), _logit(ends)
+        return 100 * np.clip((scaled - ends[0]) / (ends[1] - ends[0]), 0.0, 1.0)
 
     def place(self, value: float) -> float:
         """Where one value stands, in percent of the width."""
@@ -63,7 +66,10 @@ class Axis:
     def ticks(self) -> list[Tick]:
         """The labelled positions."""
         scale = 100 if self.unit == "%" else 1
-        return [Tick(self.place(v), f"{scale * v:.10g}{self.unit}") for v in self.values]
+        return [
+            Tick(self.place(v), f"{np.format_float_positional(scale * v, 8, trim='-')}{self.unit}")
+            for v in self.values
+        ]
 
 
 def linear_axis(low: float, high: float, unit: str = "") -> Axis:
@@ -76,22 +82,20 @@ def linear_axis(low: float, high: float, unit: str = "") -> Axis:
     return Axis(values[0], values[-1], values, unit)
 
 
-def score_axis(scores: Iterable[Float[np.ndarray, " n"]], threshold: float | None) -> Axis:
+def score_axis(scores: Iterable[Float[np.ndarray, " _"]], threshold: float | None) -> Axis:
     """A logit axis over all scores and the threshold: scores crowd at 0 and 1, where a linear axis shows nothing."""
     seen = [s for s in scores if len(s)] + ([np.array([threshold])] if threshold is not None else [])
     low = min((float(np.min(s)) for s in seen), default=0.01)
     high = max((float(np.max(s)) for s in seen), default=0.99)
-    start = max((t for t in SCORE_TICKS if t <= low), default=SCORE_TICKS[0])
-    stop = min((t for t in SCORE_TICKS if t >= high), default=SCORE_TICKS[-1])
-    start, stop = (start, stop) if start < stop else (SCORE_TICKS[0], SCORE_TICKS[-1])
-    return Axis(start, stop, tuple(t for t in SCORE_TICKS if start <= t <= stop), logit=True)
+    start = max((t for t in SCORE_TICKS[:-1] if t <= low), default=SCORE_TICKS[0])
+    stop = min((t for t in SCORE_TICKS if t > max(high, start)), default=SCORE_TICKS[-1])
+    values = tuple(t for t in SCORE_TICKS if start <= t <= stop)
+    return Axis(start, stop, values if len(values) <= MAX_TICKS else values[::2], logit=True)
 
 
-def histogram(
-    scores: Float[np.ndarray, " n"], axis: Axis, threshold: float | None, n_bins: int = 48
-) -> list[Bar]:
-    """Bars of equal width on the axis. The threshold is a bin edge, so no bar is half flagged."""
-    split = 100.0 if threshold is None else axis.place(threshold)
+def histogram(scores: Float[np.ndarray, " n"], axis: Axis, threshold: float | None, n_bins: int = 48) -> list[Bar]:
+    """Bars on the axis. The threshold is a bin edge, so no bar is half flagged; each side of it has a bin."""
+    split = 100.0 if threshold is None else min(max(axis.place(threshold), 100 / n_bins), 100 - 100 / n_bins)
     n_below = max(round(n_bins * split / 100), 1)
     edges = np.unique([*np.linspace(0, split, n_below + 1), *np.linspace(split, 100, n_bins - n_below + 1)])
     places = axis.places(scores)
@@ -99,11 +103,12 @@ def histogram(
         below = np.minimum(places, np.nextafter(split, 0))
         places = np.where(scores >= threshold, np.maximum(places, split), below)
     counts, _ = np.histogram(places, edges)
-    heights = np.round(100 * counts / max(counts.max(initial=0), 1), 1)
+    heights = np.round(100 * counts / max(counts.max(initial=0), 1), 2)
+    flagged = edges[:-1] >= split if threshold is not None else np.zeros(len(counts), bool)
     return [
-        Bar(round(float(left), 2), round(float(right - left), 2), float(height), threshold is not None and left >= split)
-        for left, right, height, n in zip(edges[:-1], edges[1:], heights, counts, strict=True)
-        if n
+        Bar(round(float(left), 2), round(float(right - left), 2), float(height), bool(over))
+        for left, right, height, over in zip(edges[:-1], edges[1:], heights, flagged, strict=True)
+        if height
     ]
 
 
@@ -118,6 +123,6 @@ def css_px(image: UInt8[np.ndarray, "h w c"]) -> int:
     return width * max(round(IMAGE_CSS_PX / width), 1) if width < IMAGE_CSS_PX else IMAGE_CSS_PX
 
 
-def _logit(p: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+def _logit(p: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     p = np.clip(p, SCORE_MARGIN, 1 - SCORE_MARGIN)
     return np.log(p / (1 - p))

@@ -102,9 +102,7 @@ def require(table: pa.Table | pa.Schema, wanted: pa.Schema, where: str) -> None:
     for field in wanted:
         if field.name not in schema.names:
             got = ", ".join(schema.names) or "no columns"
-            raise SchemaError(
-                f"{where}: column {field.name}: want {field.type}, got nothing (columns: {got})"
-            )
+            raise SchemaError(f"{where}: column {field.name}: want {field.type}, got nothing (columns: {got})")
         if schema.field(field.name).type != field.type:
             raise SchemaError(
                 f"{where}: column {field.name}: want {field.type}, got {schema.field(field.name).type} "

@@ -26,6 +26,8 @@ class Work:
     inputs: Mapping[str, Artifact]
     draft: Draft
     bar: Bar
+    run_started_at: float
+    """When the command began (seconds since 1970): an artifact that is older was reused."""
 
 
 @dataclass(frozen=True)

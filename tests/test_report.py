@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
@@ -27,12 +27,18 @@ def example(*, custodian: bool = True, n: int = 1500, cleared: bool = True) -> r
     rng = np.random.default_rng(0)
     films = phantom.draw(phantom.listing(config.Phantom(n_patients=40), 0)["source"].to_pylist()[:48], 48)
     synthetic = gaussian_filter(films, (0, 0.9, 0.9, 0))
-    dropped_all = [
+    met = [
         Verdict("student over control", PASS, "0.7% [-0.7%, 2.1%], n 1,500", "at most 5.0%", "as strangers are"),
         Verdict("recall on perturbed copies", PASS, "98.2% [96.4%, 99.1%], n 400", "at least 95.0%", "are caught"),
     ]
     blocked = [
-        Verdict("coverage", FAIL, "21.0% [18.6%, 23.6%], n 1,000", "at least 30.0%", "a collapsed student only looks private"),
+        Verdict(
+            "coverage",
+            FAIL,
+            "21.0% [18.6%, 23.6%], n 1,000",
+            "at least 30.0%",
+            "a collapsed student only looks private",
+        ),
         Verdict("control size", UNSURE, "180 images", "at least 1,000 images", "thresholds rest on it"),
     ]
     return report.Report(
@@ -41,7 +47,7 @@ def example(*, custodian: bool = True, n: int = 1500, cleared: bool = True) -> r
         date="2026-11-21 08:04",
         recipe="name: phantom\nseed: 0\nfilter:\n  rule: percentile\n  percentile:\n    p: 80\n",
         cleared=cleared,
-        verdicts=dropped_all if cleared else dropped_all + blocked,
+        verdicts=met if cleared else met + blocked,
         metrics=_metrics(n),
         guarantee="An image is kept if its score is under the 80th percentile of 1,200 images of unseen patients, "
         "so one in five of those would be dropped too.",
@@ -66,7 +72,10 @@ def example(*, custodian: bool = True, n: int = 1500, cleared: bool = True) -> r
             report.Drop("Shortfall, kept images wanted", "pacemaker: 12 short of 100", 12, 100),
             report.Drop("Prompts, recomposed", "from labels, age decade and sex", 204, 1410),
         ],
-        kept_by_class={name: (round(3500 * f), round(3500 * f * 0.4)) for name, f in zip(phantom.FINDINGS, (0.3, 0.28, 0.2, 0.12, 0.17, 0.1), strict=True)},
+        kept_by_class={
+            name: (round(3500 * f), round(3500 * f * 0.4))
+            for name, f in zip(phantom.FINDINGS, (0.3, 0.28, 0.2, 0.12, 0.17, 0.1), strict=True)
+        },
         steps=[
             report.StepRow("ingest", "", 6140, 11.2, True, "private/ingest/2f7c9b10aa31"),
             report.StepRow("teach", "teacher", 1060, 131.4, False, "private/teach/8e11f07bc1d2"),
@@ -82,7 +91,10 @@ def example(*, custodian: bool = True, n: int = 1500, cleared: bool = True) -> r
 
 def _private(films: np.ndarray, synthetic: np.ndarray, rng: np.random.Generator) -> report.Private:
     pairs = [report.Pair(synthetic[i], films[i], 0.9991 - i / 100) for i in range(12)]
-    rows = [report.LedgerRow(f"p{i:03d}", 1 + i % 40, f"s{7 * i:05d}", float(s)) for i, s in enumerate(THRESHOLD * rng.beta(2, 1, 260))]
+    rows = [
+        report.LedgerRow(f"p{i:03d}", 1 + i % 40, f"s{7 * i:05d}", float(s))
+        for i, s in enumerate(THRESHOLD * rng.beta(2, 1, 260))
+    ]
     return report.Private(
         grids={"Training images": films[:16]},
         pairs={"Teacher’s highest scores": pairs, "Student over its nearest training image": pairs[6:]},
@@ -92,8 +104,12 @@ def _private(films: np.ndarray, synthetic: np.ndarray, rng: np.random.Generator)
 
 def _metrics(n: int) -> dict[str, Estimate]:
     ratios = {
-        "control": (0.058, 0.042, n), "baseline": (0.05, 0.05, 3500), "teacher": (0.446, 0.443, 3500),
-        "filtered": (0.0, 0.026, 1410), "student": (0.044, 0.043, n), "student_private_prompts": (0.058, 0.051, n),
+        "control": (0.058, 0.042, n),
+        "baseline": (0.05, 0.05, 3500),
+        "teacher": (0.446, 0.443, 3500),
+        "filtered": (0.0, 0.026, 1410),
+        "student": (0.044, 0.043, n),
+        "student_private_prompts": (0.058, 0.051, n),
     }
     found: dict[str, Estimate] = {}
     for subject, (by_filter, by_auditor, size) in ratios.items():
@@ -114,12 +130,20 @@ def _metrics(n: int) -> dict[str, Estimate]:
         found[f"privacy/{network}/recall"] = wilson(985, 1000)
         found[f"privacy/{network}/perturbed_recall"] = wilson(393, 400)
     found["privacy/filter_network/near_duplicate_recall"] = wilson(378, 400)
-    for arm, macro in (("real", 0.968), ("teacher", 0.934), ("filtered", 0.934), ("student", 0.901), ("student_large", 0.907)):
+    for arm, macro in (
+        ("real", 0.968),
+        ("teacher", 0.934),
+        ("filtered", 0.934),
+        ("student", 0.901),
+        ("student_large", 0.907),
+    ):
         found[f"utility/{arm}/macro_auroc"] = Estimate(macro, macro - 0.012, macro + 0.01, 1000)
         found[f"utility/{arm}/micro_auroc"] = Estimate(macro + 0.01, macro - 0.001, macro + 0.02, 1000)
         for i, finding in enumerate(phantom.FINDINGS):
             area = macro + 0.03 - 0.02 * i
-            found[f"utility/{arm}/auroc_{finding}"] = Estimate(min(area, 0.999), area - 0.03, min(area + 0.02, 1), 1000)
+            found[f"utility/{arm}/auroc_{finding}"] = Estimate(
+                min(area, 0.999), area - 0.03, min(area + 0.02, 1.0), 1000
+            )
         found[f"adherence/{arm}/macro_auroc"] = Estimate(macro, macro - 0.012, macro + 0.01, 3500)
     found["utility/student/retention_teacher"] = Estimate(0.965, 0.95, 0.978, 1000)
     found["utility/student/retention_real"] = Estimate(0.931, 0.912, 0.947, 1000)
@@ -135,3 +159,199 @@ def text_of(page: str) -> str:
     """The words of a page without tags and styles, in one line."""
     body = re.sub(r"<style>.*?</style>", "", page, flags=re.S)
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body)).replace(" .", ".")
+
+
+def test_the_first_screen_says_that_the_student_is_safer_and_at_control() -> None:
+    text = text_of(report.render(example()))
+    assert "The student is safer than the teacher. Its images match training patients no more often" in text
+    assert "44.3 → 4.3 %" in text
+    assert "✓ CLEARED for release" in text
+
+
+def test_a_blocked_release_is_named_with_its_reasons() -> None:
+    text = text_of(report.render(example(cleared=False)))
+    assert "✕ NOT CLEARED for release" in text
+    assert "fail coverage: 21.0% [18.6%, 23.6%], n 1,000, wanted at least 30.0%; a collapsed student" in text
+    assert "not enough evidence control size: 180 images" in text
+
+
+def test_a_small_control_is_called_not_enough_evidence_next_to_its_figure() -> None:
+    text = text_of(report.render(example(n=180)))
+    assert "There is not enough evidence that its images are as safe" in text
+    assert re.search(r"5\.6% \[3\.0, 9\.9\] not enough evidence", text)
+    assert not re.search(r"5\.8% \[4\.7, 7\.1\] not enough evidence", text_of(report.render(example(n=1500))))
+
+
+def test_the_public_edition_has_no_real_image_no_score_of_a_record_and_no_artifact() -> None:
+    custodian = example()
+    public = dataclasses.replace(custodian, private=None)
+    page, private_page = report.render(public), report.render(custodian)
+    assert custodian.private is not None
+    real = [image for grid in custodian.private.grids.values() for image in grid]
+    real += [pair.real for pairs in custodian.private.pairs.values() for pair in pairs]
+    assert not any(report_plots.data_uri(image) in page for image in real)
+    assert all(report_plots.data_uri(image) in private_page for image in real)
+    for secret in ("PRIVATE", "Ledger", "p128", "private/teach"):
+        assert secret in private_page and secret not in page
+
+
+def test_the_custodians_edition_is_marked_private_in_title_and_banner() -> None:
+    page = report.render(example())
+    assert "<title>PRIVATE – " in page
+    assert "PRIVATE – contains real patient images." in text_of(page)
+
+
+def test_any_text_that_looks_like_html_is_shown_as_text() -> None:
+    attack = "<script>alert(1)</script>"
+    made = example()
+    assert made.private is not None
+    made = dataclasses.replace(
+        made,
+        name=attack,
+        recipe=attack,
+        guarantee=attack,
+        caveats=[attack],
+        dropped=[report.Drop(attack, attack, 1)],
+        kept_by_class={attack: (1, 1)},
+        grids={f'" onerror="{attack}': made.grids["Student"][:1]},
+        steps=[report.StepRow(attack, attack, 1, 1.0, False, attack)],
+        verdicts=[Verdict(attack, FAIL, attack, attack, attack)],
+        metrics={f"utility/real/auroc_{attack}": Estimate(0.9, 0.88, 0.92, 10)},
+        scores={attack: np.array([0.5])},
+        private=dataclasses.replace(made.private, ledger=[report.LedgerRow(attack, 1, attack, 0.5)]),
+    )
+    page = report.render(made)
+    assert "<script" not in page and 'onerror="' not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 15
+
+
+@pytest.mark.parametrize("custodian", [True, False])
+def test_a_report_of_nothing_says_not_measured_instead_of_failing(custodian: bool) -> None:
+    empty = report.Report(
+        name="empty", seed=0, date="", recipe="", cleared=False, verdicts=(), metrics={}, guarantee="none",
+        threshold=None, n_train_images=0, n_train_patients=0, n_sampled=0, n_kept=0,
+        private=report.Private() if custodian else None,
+    )  # fmt: skip
+    text = text_of(report.render(empty))
+    assert "Teacher and student were not both measured." in text
+    assert text.count("not measured") > 50
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.sets(st.sampled_from(sorted(_metrics(1500)))), st.sets(st.sampled_from(sorted(_metrics(1500)))))
+def test_any_metric_may_be_missing_or_nan(missing: set[str], nan: set[str]) -> None:
+    nothing = Estimate(math.nan, math.nan, math.nan, 0)
+    metrics = {key: nothing if key in nan else e for key, e in _metrics(1500).items() if key not in missing}
+    page = report.render(dataclasses.replace(BARE, metrics=metrics))
+    assert "nan" not in re.findall(r"[a-z]+", text_of(page))
+    assert "nan%" not in page
+
+
+BARE = dataclasses.replace(example(custodian=False), scores={}, grids={})
+
+
+@pytest.mark.parametrize(
+    ("student", "control", "n", "verdict"),
+    [
+        (0.043, 0.042, 1500, "yes"),  # z = 0.14
+        (0.065, 0.042, 1500, "no"),  # z = 2.8
+        (0.065, 0.042, 100, "unsure"),  # z = 0.7, and too few
+        (0.0, 0.0, 1500, "yes"),  # nobody is flagged
+    ],
+)
+def test_the_student_is_compared_with_control_by_a_test_and_its_n(student, control, n, verdict) -> None:
+    metrics = {
+        "privacy/teacher/audit_ratio": wilson(1500, 3500),
+        "privacy/student/audit_ratio": wilson(round(student * n), n),
+        "privacy/control/audit_ratio": wilson(round(control * n), n),
+    }
+    contrast = report.contrast(metrics, "audit_ratio")
+    assert contrast is not None
+    assert report.above_control([contrast], 1000).verdict == verdict
+
+
+@pytest.mark.parametrize(("flagged", "verdict"), [(60, "yes"), (680, "unsure"), (720, "no")])
+def test_safer_than_the_teacher_means_beyond_the_intervals(flagged: int, verdict: str) -> None:
+    metrics = {
+        "privacy/teacher/audit_ratio": wilson(700, 1500),
+        "privacy/student/audit_ratio": wilson(flagged, 1500),
+    }
+    contrast = report.contrast(metrics, "audit_ratio")
+    assert contrast is not None
+    assert report.safer_than_teacher([contrast]).verdict == verdict
+
+
+def test_one_network_that_sees_no_gain_is_enough_to_deny_it() -> None:
+    metrics = _metrics(1500) | {"privacy/student/audit_ratio": wilson(1000, 1500)}
+    contrasts = [c for ratio in report.RATIOS if (c := report.contrast(metrics, ratio)) is not None]
+    assert report.safer_than_teacher(contrasts).verdict == "no"
+    assert report.above_control(contrasts, 1000).verdict == "no"
+
+
+def test_the_reductions_interval_is_that_of_the_log_ratio_where_both_are_large() -> None:
+    teacher, student = wilson(1500, 3500), wilson(300, 3500)
+    reduction = report.relative_reduction(teacher, student)
+    assert reduction is not None
+    # Katz et al., Biometrics 34:469 (1978): sd of log(a / b) is sqrt(1/300 - 1/3500 + 1/1500 - 1/3500).
+    sd = math.sqrt(1 / 300 - 1 / 3500 + 1 / 1500 - 1 / 3500)
+    assert reduction.value == pytest.approx(0.8)
+    assert reduction.low == pytest.approx(1 - 0.2 * math.exp(1.96 * sd), abs=2e-3)
+    assert reduction.high == pytest.approx(1 - 0.2 * math.exp(-1.96 * sd), abs=2e-3)
+
+
+@given(st.integers(0, 400), st.integers(1, 400), st.integers(400, 2000))
+def test_a_reduction_lies_in_its_interval_and_is_never_over_one(student: int, teacher: int, n: int) -> None:
+    reduction = report.relative_reduction(wilson(teacher, n), wilson(student, n))
+    assert reduction is not None
+    assert reduction.low - 1e-9 <= reduction.value <= reduction.high + 1e-9 <= 1 + 2e-9
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=60), st.floats(0.01, 0.99))
+def test_a_histograms_flagged_bars_hold_exactly_the_flagged_scores(scores: list[float], threshold: float) -> None:
+    values = np.array(scores)
+    axis = report_plots.score_axis([values], threshold)
+    bars = report_plots.histogram(values, axis, threshold)
+    assert any(bar.flagged for bar in bars) == bool((values >= threshold).any())
+    assert any(not bar.flagged for bar in bars) == bool((values < threshold).any())
+    assert all(bar.at >= 0 and bar.at + bar.width <= 100.02 for bar in bars)
+
+
+@given(st.floats(0, 0.99), st.floats(0.001, 1))
+def test_an_axis_holds_its_range_with_few_ticks(low: float, span: float) -> None:
+    axis = report_plots.linear_axis(low, low + span)
+    assert axis.start <= low + 1e-9 and low + span <= axis.stop + 1e-6
+    assert 2 <= len(axis.ticks) <= 13
+    assert axis.place(axis.start) == 0 and axis.place(axis.stop) == 100
+
+
+@pytest.mark.parametrize(("side", "shown"), [(32, 128), (48, 96), (64, 128), (256, 112)])
+def test_small_images_grow_by_a_whole_number_and_large_ones_shrink(side: int, shown: int) -> None:
+    assert report_plots.css_px(np.zeros((side, side, 1), np.uint8)) == shown
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_colour_of_text_has_the_contrast_of_wcag_aa(theme: str) -> None:
+    css = (Path(report.__file__).parent / "report.css").read_text()
+    blocks = re.findall(r":root \{(.*?)\}", css, flags=re.S)
+    colours = dict(re.findall(r"--([\w-]+): (#\w+)", blocks[0]))
+    if theme == "dark":
+        colours |= dict(re.findall(r"--([\w-]+): (#\w+)", blocks[1]))
+    texts = ("ink", "muted", "link", "control", "teacher", "filtered", "student", "real", "yes", "no", "unsure")
+    grounds = [(text, "paper") for text in texts]
+    grounds += [(text, f"{tone}-tint") for tone in ("yes", "no") for text in ("ink", "link", "yes", "no", "unsure")]
+    grounds += [("unsure", "unsure-tint"), ("ink", "tint"), ("muted", "faint"), ("on-alarm", "alarm")]
+    for text, ground in grounds:
+        assert _contrast(colours[text], colours[ground]) >= 4.5, (theme, text, ground)
+
+
+def _contrast(first: str, second: str) -> float:
+    """Contrast ratio of two colours (WCAG 2.2, definition of relative luminance)."""
+    lights = sorted(_luminance(colour) for colour in (first, second))
+    return (lights[1] + 0.05) / (lights[0] + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return float(np.dot((0.2126, 0.7152, 0.0722), linear))

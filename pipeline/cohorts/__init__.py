@@ -1,1 +1,4 @@
-"""Where records come from. Neither Ray nor another role folder is imported here."""
+"""Where records come from.
+
+Neither Ray nor another role folder is imported here.
+"""

@@ -40,7 +40,7 @@ def consolidation(a: Anatomy, f: Finding) -> tuple[float, float, float]:
 
 def effusion_level(a: Anatomy, f: Finding) -> float:
     """y of the fluid's surface at the midline; it climbs `MENISCUS` towards the chest wall."""
-    return a.dome.on(f.side) + 0.04 - 0.26 * f.size
+    return a.dome.on(f.side) + 0.01 - 0.25 * f.size
 
 
 def collapse(a: Anatomy, f: Finding) -> tuple[float, float]:

@@ -1,1 +1,4 @@
-"""Models that make images from prompts. Neither Ray nor another role folder is imported here."""
+"""Models that make images from prompts.
+
+Neither Ray nor another role folder is imported here.
+"""

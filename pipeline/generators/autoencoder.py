@@ -8,7 +8,9 @@ Axis letters: n images, c image channels, h, w pixels, d latent channels, y, x l
 from __future__ import annotations
 
 import math
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     Autoencoder = AutoencoderDC | AutoencoderKL | AutoencoderTiny
 
+CLASSES = ("AutoencoderDC", "AutoencoderKL", "AutoencoderTiny")
 # The decoder of AutoencoderDC ends in an RMSNorm. Constant channels of this size dominate the root mean square, so
 # that for pixels in [-1, 1] the norm is a constant factor up to a relative error of 1 / K^2 = 1e-6.
 NORM_CONSTANT = 1e3
@@ -147,6 +150,16 @@ def fit_scale(model: Autoencoder, images_uint8: UInt8[np.ndarray, "n h w c"]) ->
     std = max(square / count - (total / count) ** 2, 1e-12) ** 0.5
     model.register_to_config(scaling_factor=1.0 / std)
     return model
+
+
+def load(folder: Path) -> Autoencoder:
+    """The autoencoder that `save_pretrained` wrote, of whichever of the three classes it is."""
+    import diffusers
+
+    name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    if name not in CLASSES:
+        raise ValueError(f"{folder}: want one of {', '.join(CLASSES)}, got {name!r}")
+    return getattr(diffusers, name).from_pretrained(folder, use_safetensors=True).eval()
 
 
 @torch.no_grad()

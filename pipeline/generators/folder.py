@@ -114,10 +114,13 @@ def inspect(folder: Path) -> None:
             raise UnsafeFolderError(
                 f"{folder}: want no custom code, got an auto_map in {path.relative_to(folder)} — remove it"
             )
-    for name, value in json.loads(index.read_text(encoding="utf-8")).items():
-        if name == "_class_name" and value not in PIPELINES:
-            raise UnsafeFolderError(f"{index}: want one of {', '.join(sorted(PIPELINES))}, got {value!r}")
-        if isinstance(value, list) and value[0] not in LIBRARIES | {None}:
+    parts = json.loads(index.read_text(encoding="utf-8"))
+    if parts.get("_class_name") not in sorted(PIPELINES):
+        raise UnsafeFolderError(
+            f"{index}: want one of {', '.join(sorted(PIPELINES))}, got {parts.get('_class_name')!r}"
+        )
+    for name, value in parts.items():
+        if isinstance(value, list) and value[0] not in (*LIBRARIES, None):
             raise UnsafeFolderError(f"{index}: {name}: want a class of diffusers or transformers, got {value!r}")
 
 
@@ -164,6 +167,8 @@ def _solver(cfg: config.Generator) -> Any:
         beta_schedule=BETA_SCHEDULE,
         prediction_type=cfg.prediction,
         timestep_spacing="trailing",
+        # Without effect on trailing timesteps, but StableDiffusionPipeline warns of any other value.
+        steps_offset=1,
         # At the cosine schedule's end a noise prediction says nothing about the image: x0 would be divided by 5e-5.
         lambda_min_clipped=-float("inf") if cfg.prediction == "v_prediction" else -5.1,
     )

@@ -1,1 +1,4 @@
-"""Re-identification: networks, gallery matching, thresholds and risk statistics. Neither Ray nor another role folder is imported here."""
+"""Re-identification: networks, gallery matching, thresholds and risk statistics.
+
+Neither Ray nor another role folder is imported here.
+"""

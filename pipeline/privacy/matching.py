@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +47,7 @@ class Gallery:
         patients: Sequence[str],
         row_ids: Sequence[str],
         batch_size: int,
-    ) -> Self:
+    ) -> Gallery:
         """The gallery of these films under this network."""
         return cls(embeddings(model, images, batch_size), patients, row_ids)
 
@@ -59,7 +59,7 @@ class Gallery:
         pq.write_table(pa.table(columns), file)
 
     @classmethod
-    def load(cls, file: Path) -> Self:
+    def load(cls, file: Path) -> Gallery:
         """The gallery in a Parquet file."""
         table = pq.read_table(file)
         vectors = table["embedding"].combine_chunks()

@@ -26,7 +26,7 @@ WEIGHTS, SETTINGS = "model.safetensors", "config.json"
 class SiameseNetwork(nn.Module):
     """Backbone to sigmoid embedding, and one linear layer on the absolute difference of two embeddings.
 
-    Source: Packhäuser et al., Sci. Rep. 12:14851 (2022), Fig. 2.
+    Source: Packhäuser et al., Sci. Rep. 12:14851 (2022).
     """
 
     def __init__(self, network: config.Network, image_px: int, channels: int) -> None:
@@ -139,7 +139,7 @@ def _conv(width: int, channels: int, grid: int) -> nn.Sequential:
     widths = (4 * channels, width, 2 * width, 4 * width)
     stages: list[nn.Module] = [nn.PixelUnshuffle(2)]
     for n_in, n_out, pool in zip(widths[:-1], widths[1:], pools, strict=True):
-        # Pooled before they are normalised: a quarter of the work for the same features.
+        # Pooled before they are normalised: a quarter of that work.
         stages += [nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), pool, nn.BatchNorm2d(n_out), nn.ReLU()]
     return nn.Sequential(*stages)
 

@@ -17,7 +17,7 @@ from scipy.stats import norm, t
 from pipeline.estimate import Estimate
 
 
-def wilson(successes: float, n: float, confidence: float = 0.95) -> Estimate:
+def wilson(successes: int | float, n: int | float, confidence: float = 0.95) -> Estimate:
     """A share with Wilson's score interval; n = 0 gives NaN in [0, 1].
 
     Both counts may be fractions, as an effective sample size is (see `clustered`); the n reported is rounded down.
@@ -86,8 +86,8 @@ def two_proportion_p(successes_a: int, n_a: int, successes_b: int, n_b: int) -> 
     """One-sided p-value that share a is over share b, by the pooled z-test; 1 where nothing can be told.
 
     Assumes independent images and at least about five expected flags in each group.
-    Source: Fleiss, Levin & Paik, Statistical Methods for Rates and Proportions, 3rd ed. (2003), section 3.3,
-    without continuity correction.
+    Source: Fleiss, Levin & Paik, Statistical Methods for Rates and Proportions, 3rd ed. (2003), without
+    continuity correction.
     """
     if min(n_a, n_b) == 0:
         return 1.0

@@ -94,7 +94,7 @@ def _percentile(percentile: float, control: Float[np.ndarray, " c"]) -> Decision
     """A percentile of the control scores, rounded up to a score that occurs (numpy's method 'higher').
 
     How often a new patient is then flagged is Beta(n + 1 - rank, rank), whatever the distribution of scores.
-    Source: split conformal prediction given its calibration set, Vovk, arXiv 1209.2673, proposition 2b.
+    Source: split conformal prediction given its calibration set, Vovk, arXiv 1209.2673.
     """
     n = len(control)
     if n == 0:

@@ -119,7 +119,7 @@ def pair_loss(logits: Float[Tensor, "n n"], n_pairs: int, hard_negative_weight: 
     paired film must find its other film among all films of the batch; its gradient is a softmax over the
     negatives, so the hardest carry it. The cross-entropy keeps the score a probability at equal odds: positives and
     negatives weigh the same in sum, as in the published pairing of as many negatives as positives.
-    Source: van den Oord et al., arXiv 1807.03748, Eq. 4; Packhäuser et al., Sci. Rep. 12:14851, "Training strategy".
+    Source: van den Oord et al., arXiv 1807.03748, Eq. 4; Packhäuser et al., Sci. Rep. 12:14851.
     """
     anchors = torch.arange(2 * n_pairs, device=logits.device)
     partner = anchors.roll(n_pairs)

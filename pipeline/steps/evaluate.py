@@ -19,13 +19,13 @@ from jaxtyping import Int8, UInt8
 
 from pipeline import config, fit, images, measures, records
 from pipeline.artifact import Artifact
-from pipeline.config import Recipe
+from pipeline.config import Classifier, Recipe
+from pipeline.estimate import Estimate
 from pipeline.generators import autoencoder
 from pipeline.generators.sampler import Sampler
 from pipeline.privacy import matching, networks
 from pipeline.privacy.augment import perturbed_copies
 from pipeline.progress import Bar
-from pipeline.estimate import Estimate
 from pipeline.records import Records, Synthetic
 from pipeline.seeds import numpy_generator, row_seed, torch_generator
 from pipeline.task import Made, Task, Work
@@ -90,15 +90,19 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
             version=VERSION,
             resumable=True,
         ),
-        Task(
-            "evaluate/student", make_student, arm, ("ingest", "evaluate/student_images"), version=VERSION
-        ),
+        Task("evaluate/student", make_student, arm, ("ingest", "evaluate/student_images"), version=VERSION),
     ]
     arms = ["real", "teacher", "filtered", "student"]
     if section.large_factor > 1:
         larger = arm | {"large_factor": section.large_factor}
         tests.append(
-            Task("evaluate/student_large", make_student_large, larger, ("ingest", "evaluate/student_images"), version=VERSION)
+            Task(
+                "evaluate/student_large",
+                make_student_large,
+                larger,
+                ("ingest", "evaluate/student_images"),
+                version=VERSION,
+            )
         )
         arms.append("student_large")
     parts = ("encoder", "changed", "student_images", "student_scores", *arms)
@@ -132,7 +136,7 @@ def make_encoder(work: Work) -> Made:
         model = classifier.load(section.encoder_folder)
         model.save(work.draft.folder / "classifier")
     else:
-        cfg = section.classifier.model_copy(update={"steps": section.encoder_steps})
+        cfg = Classifier.model_validate(section.classifier.model_dump() | {"steps": section.encoder_steps})
         data = records.of_split(work.inputs["ingest"], "identify")
         fit.small(_classifier, cfg, data.images, data.labels, work.recipe.seed, work.draft.folder, work.bar)
     return Made({"encoder": classifier.name(classifier.load(work.draft.folder / "classifier"))})
@@ -189,7 +193,9 @@ def _classifier(
     cfg: config.Classifier, pixels: np.ndarray, labels: np.ndarray, seed: int, out: Path, bar: Bar
 ) -> None:
     bar.begin(cfg.steps)
-    model = classifier.fit(cfg, pixels, labels, seed=row_seed(seed, "classifier"), on_step=lambda done, total: bar.add(1))
+    model = classifier.fit(
+        cfg, pixels, labels, seed=row_seed(seed, "classifier"), on_step=lambda done, total: bar.add(1)
+    )
     model.save(out / "classifier")
 
 
@@ -225,7 +231,9 @@ def _changed(recipe: Recipe, probes: Records, folders: Mapping[str, Path]) -> pa
             model = networks.load(folders["score/gallery"] / name)
             gallery = matching.Gallery.load(folders["score/gallery"] / f"{name}.parquet")
             queries = networks.embeddings(model, pixels_of_kind, recipe.score.batch_size)
-            columns[name] = matching.best_matches(model, queries, gallery, recipe.score.gallery_block).reid_score.numpy()
+            columns[name] = matching.best_matches(
+                model, queries, gallery, recipe.score.gallery_block
+            ).reid_score.numpy()
         parts.append(pa.table(columns))
     return pa.concat_tables(parts)
 
@@ -236,11 +244,13 @@ def make_student_images(work: Work) -> Made:
 
 
 def _student_plan(work: Work) -> pa.Table:
-    seed, n = work.recipe.seed, work.recipe.evaluate.n_student
+    seed, n, ingest = work.recipe.seed, work.recipe.evaluate.n_student, work.recipe.ingest
     kept = work.inputs["filter"].table("kept", ["prompt", "labels"])
     train = work.inputs["ingest"].table("records", where=pc.field("split") == "train")
-    shared, _ = records.shared_prompts(work.inputs["ingest"], work.recipe.ingest.k_anonymity)
-    private = pa.table({"prompt": [shared[row_id] for row_id in train["row_id"].to_pylist()], "labels": train["labels"]})
+    shared, _ = records.shared_prompts(work.inputs["ingest"], ingest.prompt, ingest.k_anonymity)
+    private = pa.table(
+        {"prompt": [shared[row_id] for row_id in train["row_id"].to_pylist()], "labels": train["labels"]}
+    )
     parts = []
     for arm, source in (("kept", kept), ("private", private)):
         drawn = np.resize(numpy_generator(seed, "student", arm).permutation(len(source)), n)
@@ -269,6 +279,7 @@ def make(work: Work) -> Made:
     (work.draft.folder / "metrics.json").write_text(json.dumps(body, indent=1, allow_nan=False))
     facts = {
         "encoder": work.inputs["evaluate/encoder"].facts["encoder"],
+        "n_control": work.inputs["ingest"].facts["images_by_split"]["control"],
         "n_train": {arm: work.inputs[f"evaluate/{arm}"].facts["n_train"] for arm in arms},
         "train": {
             "images": work.inputs["ingest"].facts["images_by_split"]["train"],
@@ -293,7 +304,7 @@ def _measured(recipe: Recipe, inputs: Mapping[str, Artifact], arms: Sequence[str
     probabilities = {arm: _probabilities(inputs[f"evaluate/{arm}"]) for arm in arms}
     return {
         **_network_metrics(inputs),
-        **measures.privacy(risk, inputs["filter/" + _last_round(inputs)].facts["threshold"]),
+        **measures.privacy(risk, _decided(inputs).facts["threshold"]),
         **measures.utility(test, probabilities, ingest.facts["findings"], section, recipe.seed),
         **measures.adherence(real_classifier, synthetic, ingest.facts["findings"], section, recipe.seed),
         **measures.fidelity(encoder, test, control, synthetic, section, recipe.seed),
@@ -303,6 +314,11 @@ def _measured(recipe: Recipe, inputs: Mapping[str, Artifact], arms: Sequence[str
 def _student(student_images: Artifact, arm: str) -> Synthetic:
     plan = student_images.table("plan", where=pc.field("arm") == arm)
     return Synthetic(plan, records.images_of(student_images, plan["row_id"], "rows"), records.label_matrix(plan))
+
+
+def _decided(inputs: Mapping[str, Artifact]) -> Artifact:
+    """The filter's decisions over all rounds."""
+    return next(artifact for name, artifact in inputs.items() if name.startswith("filter/"))
 
 
 def _probabilities(arm: Artifact) -> np.ndarray:
@@ -323,7 +339,7 @@ def _risk(inputs: Mapping[str, Artifact], test: Records, control: Records, perce
     rounds = sorted(name for name in inputs if name.startswith("score/") and name.split("/")[1].isdigit())
     scores = pa.concat_tables([inputs[name].table() for name in rounds])
     plans = pa.concat_tables([inputs[name.replace("score", "sample")].table("plan") for name in rounds])
-    decided = next(artifact for name, artifact in inputs.items() if name.startswith("filter/")).table()
+    decided = _decided(inputs).table()
     student = inputs["evaluate/student_scores"].table()
     unseen = inputs["score/unseen"].table()
     train = inputs["ingest"].table("records", ["row_id", "patient_id"], pc.field("split") == "train")
@@ -338,7 +354,7 @@ def _risk(inputs: Mapping[str, Artifact], test: Records, control: Records, perce
         control=unseen.filter(pc.is_in(unseen["row_id"], control.table["row_id"].combine_chunks())),
         test=unseen.filter(pc.is_in(unseen["row_id"], test.table["row_id"].combine_chunks())),
         test_patients=test.patients,
-        teacher=scores.append_column("prompt_row_id", _aligned(plans, "prompt_row_id", scores)),
+        teacher=scores.sort_by("row_id").append_column("prompt_row_id", plans.sort_by("row_id")["prompt_row_id"]),
         kept=scores.filter(pc.is_in(scores["row_id"], decided.filter(decided["keep"])["row_id"].combine_chunks())),
         student=student.filter(pc.starts_with(student["row_id"], "kept-")),
         student_private=student.filter(pc.starts_with(student["row_id"], "private-")),

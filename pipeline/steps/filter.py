@@ -17,13 +17,16 @@ import pyarrow.compute as pc
 from pipeline import records
 from pipeline.artifact import Artifact
 from pipeline.config import Recipe, Sample
-from pipeline.generators import prompts
 from pipeline.privacy import rules
 from pipeline.seeds import row_seed
 from pipeline.tables import KEPT, SCORES
 from pipeline.task import Made, Task, Work
 
 VERSION = 1
+
+
+class NothingKeptError(RuntimeError):
+    """The rule drops every image, so there is nothing to distil."""
 
 
 def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
@@ -48,7 +51,7 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
     kept = Task(
         "filter",
         make_kept,
-        {"k_anonymity": recipe.ingest.k_anonymity, "seed": recipe.seed},
+        {"seed": recipe.seed},
         ("ingest", f"filter/{last}", *_rounds("sample", last)),
         "releasable",
         VERSION,
@@ -71,7 +74,9 @@ def make(work: Work) -> Made:
     keep = table["keep"].to_numpy(zero_copy_only=False)
     positive = records.label_matrix(plan) == 1
     findings = ingest.facts["findings"]
-    kept_by_class = {name: [int(column.sum()), int(column[keep].sum())] for name, column in zip(findings, positive.T)}
+    kept_by_class = {
+        name: [int(column.sum()), int(column[keep].sum())] for name, column in zip(findings, positive.T, strict=True)
+    }
     shortfall = _shortfall(kept_by_class, work.recipe.sample)
     facts = {
         "rule": work.recipe.filter.rule,
@@ -92,11 +97,12 @@ def make_kept(work: Work) -> Made:
     decided = next(artifact for name, artifact in work.inputs.items() if name.startswith("filter/"))
     kept_ids = decided.table(columns=["row_id"], where=pc.field("keep"))["row_id"]
     if not len(kept_ids):
-        raise rules.NothingKeptError(
+        raise NothingKeptError(
             f"filter: want kept images, got 0 of {decided.manifest['rows']} under rule {decided.facts['rule']!r} "
             "— loosen the rule, or sample more (sample.n_images, sample.max_rounds)"
         )
-    shared, levels = _shared_prompts(work.inputs["ingest"], work.recipe.ingest.k_anonymity)
+    ingest = work.recipe.ingest
+    shared, levels = records.shared_prompts(work.inputs["ingest"], ingest.prompt, ingest.k_anonymity)
     parts = [records.synthetic(artifact, artifact, kept_ids) for artifact in _of(work, "sample")]
     plan = pa.concat_tables([part.table for part in parts])
     pixels = np.concatenate([part.images for part in parts])
@@ -115,8 +121,8 @@ def make_kept(work: Work) -> Made:
     work.draft.write_table(table.append_column("image", records.image_column(pixels[order])), "kept")
     facts = {
         "findings": work.inputs["ingest"].facts["findings"],
-        "prompt_levels": dict(Counter(levels[row_id] for row_id in sources)),
-        "k_anonymity": work.recipe.ingest.k_anonymity,
+        "prompt_levels": levels,
+        "k_anonymity": ingest.k_anonymity,
         "guarantee": decided.facts["guarantee"],
         "rule": decided.facts["rule"],
         "n_sampled": decided.manifest["rows"],

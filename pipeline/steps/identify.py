@@ -77,16 +77,14 @@ def make(work: Work) -> Made:
     if auc.low < section.auc_floor and section.below_floor == "stop":
         raise WeakNetworkError(
             f"identify.{name}: want a verification AUC whose lower bound is at least {section.auc_floor:g}, got "
-            f"{auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}] on {auc.n:,} pairs of unseen patients, so a filter built "
-            "on it would be worthless — give it more patients or steps; or lower identify.auc_floor or set "
+            f"{auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}] on {auc.n:,} pairs of unseen patients, so a filter "
+            "built on it would be worthless — give it more patients or steps; or lower identify.auc_floor or set "
             "identify.below_floor to 'warn', and the gate will say 'not enough evidence'"
         )
     return Made({"metrics": {key: value.as_dict() for key, value in metrics.items()}})
 
 
-def _train(
-    recipe: Recipe, name: str, seen: Records, unseen: Records, out: Path, bar: Bar
-) -> dict[str, Estimate]:
+def _train(recipe: Recipe, name: str, seen: Records, unseen: Records, out: Path, bar: Bar) -> dict[str, Estimate]:
     section = recipe.identify
     network: config.Network = getattr(section, name)
     seed = row_seed(recipe.seed + network.seed_offset, "identify", name)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline import images, rows
 from pipeline.artifact import ArtifactError, read_table, require_space
 from pipeline.cohorts import phantom, splits, table, text
-from pipeline.config import SPLITS, Ingest, Recipe
+from pipeline.config import SPLITS, ConfigError, Ingest, Recipe
 from pipeline.generators import prompts
 from pipeline.records import label_matrix
 from pipeline.tables import RECORDS, REJECTS, with_images
@@ -41,6 +41,7 @@ def make(work: Work) -> Made:
     """List the cohort, split it, cap it, read its pixels, clean its texts, hash its patients."""
     ingest, seed = work.recipe.ingest, work.recipe.seed
     listing = _listing(ingest, seed)
+    _require_findings(work.recipe, listing.findings)
     listed, over_cap = _split(listing.rows, ingest, seed)
     require_space(work.draft.store, 2 * len(listed) * ingest.image_px**2 * ingest.channels)
     unusable = _read_pixels(work, listed)
@@ -103,12 +104,21 @@ def _listing(ingest: Ingest, seed: int) -> table.Listing:
     return table.listing(ingest.table, ingest.root, ingest.k_anonymity)
 
 
+def _require_findings(recipe: Recipe, findings: tuple[str, ...]) -> None:
+    for name in recipe.sample.class_quota:
+        if name not in findings:
+            raise ConfigError(
+                f"key 'sample.class_quota.{name}': want a finding of this cohort, got another "
+                f"— known: {', '.join(findings)}"
+            )
+
+
 def _split(listed: pa.Table, ingest: Ingest, seed: int) -> tuple[pa.Table, pa.Table]:
     patients = listed["patient"].to_pylist()
     split_of = splits.assign(patients, ingest.splits, seed, ingest.min_patients)
     listed = listed.append_column("split", pa.array([split_of[patient] for patient in patients], pa.string()))
-    within = splits.within_cap(listed, ingest.max_images_per_patient, seed)
-    over = listed.filter(pc.invert(within))
+    within = splits.within_cap(listed["row_id"].to_pylist(), patients, split_of, ingest.max_images_per_patient, seed)
+    over = listed.filter(~within)
     reasons = [f"over the cap of images per patient in split {name}" for name in over["split"].to_pylist()]
     return listed.filter(within), pa.table([over["row_id"], pa.array(reasons, pa.string())], schema=REJECTS)
 
@@ -186,7 +196,8 @@ def _with_prompts(listed: pa.Table, ingest: Ingest, findings: tuple[str, ...]) -
         for row, present, phrases in zip(train.to_pylist(), labels, scrubbed.phrases, strict=True)
     }
     column = pa.array([composed.get(row_id) for row_id in listed["row_id"].to_pylist()], pa.string())
-    return listed.append_column("prompt", column), dict(scrubbed.removed)
+    emptied = {"text left empty": scrubbed.n_emptied} if scrubbed.n_emptied else {}
+    return listed.append_column("prompt", column), scrubbed.removed | emptied
 
 
 def _hashed(listed: pa.Table, key: bytes) -> pa.Table:
@@ -201,6 +212,8 @@ def _patient_key(work: Work) -> bytes:
     file = work.recipe.ingest.patient_key_file
     if file is not None:
         if not file.is_file():
-            raise ArtifactError(f"ingest.patient_key_file: want a file, got nothing at {file} — make one or leave it out")
+            raise ArtifactError(
+                f"ingest.patient_key_file: want a file, got nothing at {file} — make one or leave it out"
+            )
         return hashlib.blake2b(file.read_bytes(), digest_size=32).digest()
     return work.draft.store.secret("private/patient.key")

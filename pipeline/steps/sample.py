@@ -6,7 +6,6 @@ import pyarrow.compute as pc
 
 from pipeline.config import Recipe
 from pipeline.generators import prompts
-from pipeline.records import label_matrix
 from pipeline.task import Made, Task, Work
 from pipeline.workers import sample_plan
 
@@ -22,7 +21,7 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
         Task(
             f"sample/{number}",
             make,
-            {"sample": section, "seed": recipe.seed, "round": number, "quota": recipe.sample.class_quota if number else {}},
+            {"sample": section, "seed": recipe.seed, "round": number},
             ("ingest", "teach", *((f"filter/{number - 1}",) if number and recipe.sample.class_quota else ())),
             version=VERSION,
             slots=recipe.sample.actors,
@@ -42,12 +41,10 @@ def make(work: Work) -> Made:
     short = before.facts["shortfall"] if before else {}
     findings = ingest.facts["findings"]
     plan = prompts.plan(
-        train["row_id"].to_pylist(),
-        train["prompt"].to_pylist(),
-        label_matrix(train),
-        n_images=sample.n_images,
-        round_index=number,
-        seed=work.recipe.seed,
+        train,
+        sample.n_images,
+        number,
+        work.recipe.seed,
         short={findings.index(name): n for name, n in short.items()},
     )
     return sample_plan(work, plan, work.inputs["teach"])

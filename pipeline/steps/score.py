@@ -29,9 +29,7 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
     section: dict[str, Any] = {"score": recipe.score.model_dump(mode="json", exclude=place)}
     nets = tuple(f"identify/{name}" for name in NETWORKS)
     gallery = Task("score/gallery", make_gallery, section, ("ingest", *nets), version=VERSION, about="embeddings")
-    unseen = Task(
-        "score/unseen", make_unseen, section, ("ingest", "score/gallery"), version=VERSION, resumable=True
-    )
+    unseen = Task("score/unseen", make_unseen, section, ("ingest", "score/gallery"), version=VERSION, resumable=True)
     rounds = [
         Task(
             f"score/{number}",

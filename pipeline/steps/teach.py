@@ -30,7 +30,9 @@ def tasks(recipe: Recipe) -> list[Task]:
 def make_latents(work: Work) -> Made:
     """Encode the training images and their prompts."""
     train = records.of_split(work.inputs["ingest"], "train")
-    table = train.table.select(["row_id", "prompt"]).append_column("image", pa.chunked_array([images.column(train.images)]))
+    table = train.table.select(["row_id", "prompt"]).append_column(
+        "image", pa.chunked_array([images.column(train.images)])
+    )
     return generator.make_latents(work, work.recipe.teach, table, row_seed(work.recipe.seed, "teach"))
 
 

@@ -38,7 +38,7 @@ def fid(real: Float[np.ndarray, "n d"], synthetic: Float[np.ndarray, "m d"], *, 
 
     The interval is the value ± 1.96 standard deviations over resampled images: percentiles would lie too high, as a
     resample holds fewer distinct images and so adds the same bias again.
-    Cost: 200 eigenvalue decompositions of d x d.
+    Cost: 202 eigenvalue decompositions of d x d; .2 s for 1,000 images and d = 96.
     Source: Heusel et al., arXiv 1706.08500, eq. 6; interval: Efron & Tibshirani (1993), section 13.2.
     """
     real, synthetic = _float64(real, synthetic)
@@ -80,17 +80,10 @@ def manifold(real: Float[np.ndarray, "n d"], synthetic: Float[np.ndarray, "m d"]
         balls_around += inside.sum(axis=0)
         covered[rows] = inside.any(axis=1)
         recalled[rows] = (distances <= synthetic_radii).any(axis=1)
-    density = balls_around / neighbours
-    half_width = 1.96 * density.std(ddof=1) / np.sqrt(len(density))
     return Manifold(
         precision=_share(balls_around > 0),
         recall=_share(recalled),
-        density=Estimate(
-            float(density.mean()),
-            float(max(density.mean() - half_width, 0.0)),
-            float(density.mean() + half_width),
-            len(density),
-        ),
+        density=_density(balls_around / neighbours),
         coverage=_share(covered),
     )
 
@@ -170,7 +163,13 @@ def _radii(features: Float[np.ndarray, "n d"], neighbours: int) -> Float[np.ndar
 
 def _share(hits: Bool[np.ndarray, " n"]) -> Estimate:
     interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(0.95, method="wilson")
-    return Estimate(float(hits.mean()), interval.low, interval.high, len(hits))
+    return Estimate(float(hits.mean()), float(interval.low), float(interval.high), len(hits))
+
+
+def _density(densities: Float[np.ndarray, " m"]) -> Estimate:
+    mean, n = float(densities.mean()), len(densities)
+    half_width = float(1.96 * densities.std(ddof=1) / np.sqrt(n))
+    return Estimate(mean, max(mean - half_width, 0.0), mean + half_width, n)
 
 
 def _blocks(n: int) -> Iterator[slice]:

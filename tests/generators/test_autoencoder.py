@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch
@@ -36,7 +38,7 @@ def test_fewer_components_reconstruct_like_scikit_learns_pca(whitening: float) -
     pixels = images.to_torch(data)
     patches = F.unfold(pixels, 4, stride=4).mT.reshape(-1, 16)
     reference = PCA(5).fit(patches)
-    rebuilt = torch.from_numpy(reference.inverse_transform(reference.transform(patches)))
+    rebuilt = torch.from_numpy(reference.inverse_transform(reference.transform(patches))).float()
     expected = F.fold(rebuilt.reshape(len(data), 16, 16).mT, (16, 16), 4, stride=4)
     model = autoencoder.fit_patch_pca(cfg, data)
     torch.testing.assert_close(round_trip(model, pixels), expected, atol=1e-4, rtol=0)
@@ -60,11 +62,14 @@ def test_scaled_latents_have_unit_variance_and_survive_saving(kind: str, tmp_pat
     data = smooth_images()
     model = autoencoder.fit_scale(autoencoder.build(cfg, data, seed=0), data)
     latents = autoencoder.encode(model, images.to_torch(data))
-    assert latents.shape[1:] == (shape := autoencoder.latent_shape(cfg, 1, 16)) + shape[1:]
+    latent_channels, latent_px = autoencoder.latent_shape(cfg, 1, 16)
+    assert latents.shape[1:] == (latent_channels, latent_px, latent_px)
     assert latents.std().item() == pytest.approx(1.0, abs=1e-3)
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path, use_safetensors=True)
-    torch.testing.assert_close(autoencoder.decode(loaded, latents), autoencoder.decode(model, latents), atol=0, rtol=0)
+    torch.testing.assert_close(
+        autoencoder.decode(loaded, latents), autoencoder.decode(model, latents), atol=0, rtol=0
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -106,7 +106,9 @@ def test_an_excluded_film_or_patient_is_never_found(seed: int, block: int) -> No
 def test_the_order_of_the_gallery_changes_neither_score_nor_margin_nor_film(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     model = network(torch.randn(16, generator=generator).tolist(), 2.0)
-    films = Gallery(torch.rand(50, 16, generator=generator), [str(i // 3) for i in range(50)], list(map(str, range(50))))
+    films = Gallery(
+        torch.rand(50, 16, generator=generator), [str(i // 3) for i in range(50)], list(map(str, range(50)))
+    )
     order = torch.randperm(50, generator=generator)
     turned = Gallery(films.embeddings[order], [films.patients[i] for i in order], [films.row_ids[i] for i in order])
     queries = torch.rand(7, 16, generator=generator)
@@ -119,7 +121,9 @@ def test_the_order_of_the_gallery_changes_neither_score_nor_margin_nor_film(seed
 def test_a_row_does_not_depend_on_the_queries_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     model = network(torch.randn(128, generator=generator).tolist())
-    films = Gallery(torch.rand(700, 128, generator=generator), [str(i) for i in range(700)], [str(i) for i in range(700)])
+    films = Gallery(
+        torch.rand(700, 128, generator=generator), [str(i) for i in range(700)], [str(i) for i in range(700)]
+    )
     queries = torch.rand(300, 128, generator=generator)
     together = best_matches(model, queries, films, 512)
     for rows in (slice(0, 1), slice(7, 40), slice(255, 258)):
@@ -154,9 +158,7 @@ def test_no_queries_give_no_matches_and_no_gallery_is_an_error() -> None:
 
 def test_a_query_with_every_film_excluded_is_an_error() -> None:
     with pytest.raises(ValueError, match="not excluded for every query"):
-        best_matches(
-            network([-1.0]), torch.zeros(1, 1), gallery([[0.1]], "a"), 4, exclude_patient=torch.tensor([0])
-        )
+        best_matches(network([-1.0]), torch.zeros(1, 1), gallery([[0.1]], "a"), 4, exclude_patient=torch.tensor([0]))
 
 
 def test_a_saved_gallery_is_the_same(tmp_path) -> None:

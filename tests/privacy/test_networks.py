@@ -22,9 +22,12 @@ def films(n: int, image_px: int = 32, channels: int = 1) -> np.ndarray:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
-    ("backbone", "image_px"), [("conv", 16), ("conv", 48), ("conv", 64), ("resnet", 32), ("resnet", 48), ("resnet50", 64)]
+    ("backbone", "image_px"),
+    [("conv", 16), ("conv", 48), ("conv", 64), ("resnet", 32), ("resnet", 48), ("resnet50", 64)],
 )
-def test_every_backbone_embeds_grey_and_colour_into_the_unit_cube(backbone: str, image_px: int, channels: int) -> None:
+def test_every_backbone_embeds_grey_and_colour_into_the_unit_cube(
+    backbone: str, image_px: int, channels: int
+) -> None:
     model = small(backbone, image_px, channels)
     vectors = embeddings(model, films(2, image_px, channels), batch_size=2)
     assert vectors.shape == (2, 8)

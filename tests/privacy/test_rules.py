@@ -158,11 +158,12 @@ def test_few_of_the_images_dropped_by_fdr_score_like_strangers() -> None:
 
 
 @given(
-    st.lists(st.floats(0, 1, width=32), min_size=60, max_size=120), st.sampled_from(["percentile", "recall", "fdr"])
+    st.lists(st.floats(0, 1, width=32), min_size=60, max_size=120),
+    st.sampled_from([percentile(80), recall(0.95), fdr(0.05)]),
 )
-def test_a_riskier_image_is_never_kept_where_a_safer_one_is_dropped(values: list[float], word: str) -> None:
+def test_a_riskier_image_is_never_kept_where_a_safer_one_is_dropped(values: list[float], rule: Filter) -> None:
     calibration = np.array(values)
-    filtered, _ = filter_table(scores(*values), Filter(rule=word), control=calibration, same_patient=calibration)
+    filtered, _ = filter_table(scores(*values), rule, control=calibration, same_patient=calibration)
     keep = np.array(filtered["keep"])
     if keep.any() and not keep.all():
         assert calibration[keep].max() < calibration[~keep].min()

@@ -1,0 +1,9 @@
+"""The step `release` alone, on artifacts that earlier steps left in the store.
+
+python -m jobs.release jobs/recipes/phantom.yaml --store runs/demo
+"""
+
+from jobs.command import main
+
+if __name__ == "__main__":
+    main("release")

@@ -1,0 +1,80 @@
+"""Run tasks on Ray with a view, or print the plan; errors a user can act on become one sentence."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs.command import NOT_CLEARED, fail
+from pipeline import cluster, plan, summary
+from pipeline.artifact import ArtifactError, Store
+from pipeline.cohorts.splits import SplitError
+from pipeline.cohorts.table import CohortError
+from pipeline.config import ConfigError, Recipe
+from pipeline.progress import View
+from pipeline.steps.filter import NothingKeptError
+from pipeline.steps.identify import WeakNetworkError
+from pipeline.steps.report import LeakError
+from pipeline.tables import SchemaError
+
+EXPLAINED = (
+    ArtifactError,
+    SplitError,
+    CohortError,
+    ConfigError,
+    NothingKeptError,
+    WeakNetworkError,
+    LeakError,
+    SchemaError,
+    cluster.ClusterError,
+)
+
+
+def run(recipe: Recipe, store_uri: str, word: str | None, *, dry_run: bool) -> int:
+    """Make what is missing of one word's artifacts, or of all; the exit status."""
+    store, console = Store(store_uri), Console(highlight=False)
+    try:
+        if dry_run:
+            console.print(_planned(plan.plan(recipe, store), recipe))
+            return 0
+        with store.exclusive():
+            lines = plan.plan(recipe, store)
+            words = (word,) if word else plan.WORDS
+            if all(line.artifact for line in lines if line.task.word in words):
+                console.print(f"{recipe.name}: all {len(lines)} artifacts reused, nothing to do")
+            else:
+                with cluster.connect(recipe), View(recipe.name, console) as view:
+                    lines = plan.run(recipe, store, words, view)
+            return 0 if word else _close(lines, store, console)
+    except EXPLAINED as error:
+        fail(str(error))
+
+
+def _close(lines: list[plan.Line], store: Store, console: Console) -> int:
+    metrics = summary.publish(lines, store)
+    artifacts = {line.task.name: line.artifact for line in lines}
+    released = artifacts["release"]
+    assert released is not None and artifacts["filter"] is not None
+    console.print(summary.closing_table(metrics, artifacts["filter"].manifest["rows"]))
+    console.print(f"report   {store.uri}/report.html\nsummary  {store.uri}/summary.json")
+    if released.facts["cleared"]:
+        console.print(f"release  {store.uri}/release/  CLEARED")
+        return 0
+    state = "written, NOT CLEARED" if released.facts["written"] else "WITHHELD"
+    console.print(f"release  {store.uri}/release/  {state}:")
+    for verdict in released.facts["verdicts"]:
+        if verdict["verdict"] != "pass":
+            console.print(
+                f"  {verdict['name']}: {verdict['verdict']} - {verdict['measured']}, wanted {verdict['wanted']}"
+            )
+    return 0 if released.facts["written"] else NOT_CLEARED
+
+
+def _planned(lines: list[plan.Line], recipe: Recipe) -> Table:
+    table = Table(title=f"plan of {recipe.name}, seed {recipe.seed}", title_justify="left", box=None, padding=(0, 2))
+    for heading in ("task", "", "why", "slots", "artifact"):
+        table.add_column(heading)
+    for line in lines:
+        state = "reuse" if line.artifact else "run"
+        table.add_row(line.task.name, state, line.why, str(line.task.slots), line.key.path)
+    return table

@@ -1,0 +1,9 @@
+"""The step `sample` alone, on artifacts that earlier steps left in the store.
+
+python -m jobs.sample jobs/recipes/phantom.yaml --store runs/demo
+"""
+
+from jobs.command import main
+
+if __name__ == "__main__":
+    main("sample")

@@ -1,0 +1,59 @@
+"""What a run leaves at the top of its store: report.html, summary.json and release/; and the closing table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import pyarrow.fs as pafs
+from rich.table import Table
+
+from pipeline.artifact import Store
+from pipeline.plan import Line
+
+SUBJECTS = ("control", "teacher", "filtered", "student")
+ARMS = ("real", "teacher", "filtered", "student")
+Metrics = Mapping[str, Mapping[str, float]]
+
+
+def publish(lines: Sequence[Line], store: Store) -> Metrics:
+    """Copy the custodian's report and the package to the top of the store and write summary.json; the metrics."""
+    artifacts = {line.task.name: line.artifact for line in lines if line.artifact is not None}
+    metrics: Metrics = json.loads((artifacts["evaluate"].local() / "metrics.json").read_text())
+    summary = {
+        "artifacts": {name: artifact.uri for name, artifact in artifacts.items()},
+        "metrics": metrics,
+        "cleared": artifacts["release"].facts["cleared"],
+        "verdicts": artifacts["release"].facts["verdicts"],
+    }
+    with store.fs.open_output_stream(f"{store.root}/summary.json") as stream:
+        stream.write(json.dumps(summary, indent=1).encode())
+    store.fs.copy_file(f"{store.path_of(artifacts['report/custodian'].key)}/report.html", f"{store.root}/report.html")
+    release = f"{store.root}/release"
+    if store.fs.get_file_info(release).type == pafs.FileType.Directory:
+        store.fs.delete_dir(release)
+    if artifacts["release"].facts["written"]:
+        package = f"{store.path_of(artifacts['release'].key)}/package"
+        pafs.copy_files(package, release, source_filesystem=store.fs, destination_filesystem=store.fs)
+        store.fs.copy_file(f"{store.path_of(artifacts['report'].key)}/report.html", f"{release}/report.html")
+    return metrics
+
+
+def closing_table(metrics: Metrics, n_released: int) -> Table:
+    """Re-identification ratios by both networks and AUROC, with intervals, for the terminal."""
+    table = Table(title=f"images in the kept set: {n_released:,}", title_justify="left", box=None, padding=(0, 2))
+    table.add_column("")
+    for heading in ("filter's network", "auditor", "macro AUROC"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for subject in dict.fromkeys([*SUBJECTS, *ARMS]):
+        ratios = [_percent(metrics.get(f"privacy/{subject}/{name}")) for name in ("reid_ratio", "audit_ratio")]
+        table.add_row(subject, *ratios, _number(metrics.get(f"utility/{subject}/macro_auroc")))
+    return table
+
+
+def _percent(found: Mapping[str, float] | None) -> str:
+    return f"{found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]" if found else ""
+
+
+def _number(found: Mapping[str, float] | None) -> str:
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" if found else ""
