@@ -537,6 +537,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _geometry(self) -> Self:
+        if self.ingest.image_px % 8:
+            raise ValueError(f"ingest.image_px {self.ingest.image_px} must be a multiple of 8, as diffusers wants it")
         for word in ("teach", "distill"):
             generator: Generator = getattr(self, word)
             position_px = 1 if generator.autoencoder.kind == "pixel" else generator.autoencoder.patch_px
@@ -545,6 +547,11 @@ class Recipe(Section):
                 raise ValueError(
                     f"ingest.image_px {self.ingest.image_px} must be a multiple of {word}'s autoencoder.patch_px "
                     f"{position_px} x denoiser.patch {patch}"
+                )
+            if generator.denoiser.width % generator.denoiser.heads:
+                raise ValueError(
+                    f"{word}.denoiser.width {generator.denoiser.width} must be a multiple of heads "
+                    f"{generator.denoiser.heads}"
                 )
             if generator.denoiser.kind == "unet" and generator.autoencoder.kind == "patch_pca":
                 raise ValueError(f"{word}: denoiser 'unet' needs autoencoder 'kl' or 'pixel', got 'patch_pca'")

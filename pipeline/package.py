@@ -14,6 +14,7 @@ templates beside this file. Axis letters: n images, h height, w width, c channel
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import re
@@ -28,9 +29,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 from jaxtyping import UInt8
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from pipeline import images
 from pipeline.config import Recipe, canonical
@@ -46,6 +48,7 @@ SHARD_BYTES = 500_000_000
 # What `datasets` uses for images, so that a viewer need not fetch a whole file.
 GROUP_ROWS = 100
 N_EXAMPLES = 5
+TAGS = ("medical", "synthetic", "privacy", "privacy-distillation")
 SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")
 # Figures of the model card's header, which model hubs list beside other models'.
 HEADLINE = {
@@ -55,9 +58,9 @@ HEADLINE = {
     "fidelity/student/fid": "FID on a domain encoder",
     "fidelity/student/coverage": "coverage of real images",
 }
-# All that is taken from a manifest. Its config can hold paths, its times and seconds differ between equal runs, and
-# its fingerprint hashes the private table too: who can guess that table but for one patient could try both.
-LINEAGE = ("name", "version", "packages", "git_commit")
+# All that is told of an artifact. Times differ between equal runs, a config can hold paths, and a fingerprint hashes
+# the private table too: whoever knows that table but for one patient could try it with and without them.
+LINEAGE = ("name", "inputs", "version", "packages", "git_commit")
 # ASCII punctuation that starts markup in Markdown or HTML; an underscore does only at a word's edge.
 MARKUP = re.compile(r"[\\`*\[\]<>|#~&$]|(?<!\w)_|_(?!\w)")
 
@@ -75,15 +78,13 @@ class Contents:
     """A diffusers pipeline folder."""
     metrics: Mapping[str, Estimate]
     """Keys `group/subject/name` (design section 8); any may be missing."""
-    filter: Mapping[str, Any]
-    """Facts of the artifact `filter`."""
-    evaluate: Mapping[str, Any]
-    """Facts of the artifact `evaluate`."""
+    facts: Mapping[str, Any]
+    """Facts of the artifacts `filter` and `evaluate`."""
     verdicts: Sequence[Verdict]
     """One for each condition of the gate; empty before it has judged."""
     cleared: bool
     lineage: Sequence[Mapping[str, Any]]
-    """Manifests of the artifacts that it was made from."""
+    """The releasable artifacts that it was made from: at least the keys of `LINEAGE`."""
 
 
 class Finding(NamedTuple):
@@ -110,25 +111,23 @@ def write(folder: Path, contents: Contents) -> None:
     released = contents.kept.slice(0, contents.recipe.release.n_images)
     columns = column_names(contents.findings)
     _write_shards(folder / "dataset" / "data", released, columns)
-    texts = _environment()
     said = _said(contents, released, columns)
-    model_card = ModelCard(_card(_model_data(contents), texts.get_template("model_card.md.j2").render(said)))
-    model_card.save(folder / "student" / "README.md")
-    data_card = DatasetCard(
-        _card(_dataset_data(contents, released), texts.get_template("data_card.md.j2").render(said))
-    )
-    data_card.save(folder / "dataset" / "README.md")
-    _write_text(folder / "README.md", texts.get_template("release_readme.md.j2").render(said))
+    header, body = _model_header(contents), _render("model_card.md.j2", said)
+    _write_text(folder / "student" / "README.md", f"---\n{header.to_yaml()}\n---\n\n{body}")
+    header, body = _dataset_header(contents, len(released)), _render("data_card.md.j2", said)
+    _write_text(folder / "dataset" / "README.md", f"---\n{header.to_yaml()}\n---\n\n{body}")
+    _write_text(folder / "README.md", _render("release_readme.md.j2", said))
     metrics = {key: estimate.as_dict() for key, estimate in sorted(contents.metrics.items())}
     _write_text(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
     _write_text(folder / "lineage.json", json.dumps(_lineage(contents), indent=1))
 
 
-def read_images(dataset: Path, image_px: int, channels: int) -> UInt8[np.ndarray, "n h w c"]:
+def read_images(dataset: Path) -> UInt8[np.ndarray, "n h w c"]:
     """The released images as any reader decodes them, in the order of the shards."""
     shards = sorted((dataset / "data").glob("*.parquet"))
     encoded = pa.concat_tables([pq.read_table(shard, columns=["image"]) for shard in shards])["image"].to_pylist()
-    return np.stack([images.decode(image["bytes"], image_px, channels) for image in encoded])
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(image["bytes"]))) for image in encoded])
+    return pixels.reshape(*pixels.shape[:3], -1)
 
 
 def templates() -> list[str]:
@@ -158,8 +157,7 @@ def share(metrics: Mapping[str, Estimate], key: str) -> str:
 
 def points(metrics: Mapping[str, Estimate], key: str) -> str:
     """A difference of shares in percentage points: `+0.7 [-0.7, +2.1], n 1,500`."""
-    estimate = metrics.get(key)
-    return _text(estimate and Estimate(*(100 * end for end in estimate[:3]), estimate.n), "{:+.1f}")
+    return _text(metrics.get(key), "{:+.1f}", 100.0)
 
 
 def decimal(metrics: Mapping[str, Estimate], key: str) -> str:
@@ -172,11 +170,15 @@ def figure(metrics: Mapping[str, Estimate], key: str) -> str:
     return _text(metrics.get(key), "{:.4g}")
 
 
-def _text(estimate: Estimate | None, form: str) -> str:
-    if estimate is None or estimate.n == 0 or not np.isfinite(estimate[:3]).all():
+def _text(estimate: Estimate | None, form: str, scale: float = 1.0) -> str:
+    if estimate is None or not _is_measured(estimate):
         return "not measured"
-    value, low, high = (form.format(number) for number in estimate[:3])
+    value, low, high = (form.format(scale * number) for number in estimate[:3])
     return f"{value} [{low}, {high}], n {estimate.n:,}"
+
+
+def _is_measured(estimate: Estimate) -> bool:
+    return estimate.n > 0 and bool(np.isfinite(estimate[:3]).all())
 
 
 def _write_shards(folder: Path, released: pa.Table, columns: Sequence[str]) -> None:
@@ -209,13 +211,13 @@ def _schema(columns: Sequence[str]) -> pa.Schema:
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def _environment() -> Environment:
+def _render(template: str, said: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(md=markdown, share=share, points=points, decimal=decimal, figure=figure)
-    environment.filters["count"] = "{:,}".format
-    return environment
+    environment.filters.update({"md": markdown, "count": "{:,}".format})
+    environment.filters.update(share=share, points=points, decimal=decimal, figure=figure)
+    return environment.get_template(template).render(said)
 
 
 def _said(contents: Contents, released: pa.Table, columns: Sequence[str]) -> dict[str, Any]:
@@ -226,8 +228,7 @@ def _said(contents: Contents, released: pa.Table, columns: Sequence[str]) -> dic
     return {
         "recipe": recipe,
         "metrics": contents.metrics,
-        "filter": contents.filter,
-        "evaluate": contents.evaluate,
+        "facts": contents.facts,
         "verdicts": contents.verdicts,
         "cleared": contents.cleared,
         "findings": _findings(contents, released, columns),
@@ -243,9 +244,9 @@ def _said(contents: Contents, released: pa.Table, columns: Sequence[str]) -> dic
 
 def _findings(contents: Contents, released: pa.Table, columns: Sequence[str]) -> list[Finding]:
     n_released = (label_matrix(released) == 1).sum(0).tolist()
-    by_class, short = contents.filter["kept_by_class"], contents.filter["shortfall"]
+    by_class, short = contents.facts["kept_by_class"], contents.facts["shortfall"]
     return [
-        Finding(name, column, *by_class[name], n, short.get(name, 0))
+        Finding(name, column, by_class[name][0], by_class[name][1], n, short.get(name, 0))
         for name, column, n in zip(contents.findings, columns, n_released, strict=True)
     ]
 
@@ -257,12 +258,7 @@ def _vocabulary(student: Path) -> list[str]:
     return sorted(saved["model"]["vocab"].keys() - special)
 
 
-def _card(data: ModelCardData | DatasetCardData, body: str) -> str:
-    return f"---\n{data.to_yaml()}\n---\n\n{body}"
-
-
-def _model_data(contents: Contents) -> ModelCardData:
-    release = contents.recipe.release
+def _model_header(contents: Contents) -> ModelCardData:
     results = [
         EvalResult(
             task_type="text-to-image",
@@ -270,34 +266,37 @@ def _model_data(contents: Contents) -> ModelCardData:
             dataset_name="Real images of the data provider, not released",
             metric_type=key,
             metric_name=name,
-            metric_value=estimate.value,
-            metric_args={"low": estimate.low, "high": estimate.high, "n": estimate.n},
+            metric_value=round(estimate.value, 4),
+            metric_args={"low": round(estimate.low, 4), "high": round(estimate.high, 4), "n": estimate.n},
         )
         for key, name in HEADLINE.items()
-        if (estimate := contents.metrics.get(key)) is not None and np.isfinite(estimate[:3]).all()
+        if (estimate := contents.metrics.get(key)) is not None and _is_measured(estimate)
     ]
     return ModelCardData(
-        license=release.licence,
+        license=contents.recipe.release.licence,
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        tags=["medical", "synthetic", "privacy", "privacy-distillation"],
-        model_name=release.title,
+        tags=_tags(contents),
+        model_name=contents.recipe.release.title,
         eval_results=results or None,
     )
 
 
-def _dataset_data(contents: Contents, released: pa.Table) -> DatasetCardData:
-    release = contents.recipe.release
+def _dataset_header(contents: Contents, n_released: int) -> DatasetCardData:
     return DatasetCardData(
-        license=release.licence,
-        pretty_name=release.title,
+        license=contents.recipe.release.licence,
+        pretty_name=contents.recipe.release.title,
         annotations_creators=["machine-generated"],
         language_creators=["machine-generated"],
-        size_categories=[size_category(len(released))],
+        size_categories=[size_category(n_released)],
         task_categories=["image-classification", "text-to-image"],
-        tags=["medical", "synthetic", "privacy", "privacy-distillation"],
+        tags=_tags(contents),
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
     )
+
+
+def _tags(contents: Contents) -> list[str]:
+    return [*TAGS, *([] if contents.cleared else ["not-cleared"])]
 
 
 def size_category(n: int) -> str:
@@ -307,15 +306,11 @@ def size_category(n: int) -> str:
 
 
 def _lineage(contents: Contents) -> dict[str, Any]:
-    """Steps, versions and inputs by name. The recipe's own hash is harmless: it is of settings, not of data."""
-    settings = contents.recipe.model_dump(
-        mode="json", exclude={"cluster": True, "ingest": {"root", "patient_key_file"}}
-    )
-    steps = [
-        {key: manifest[key] for key in LINEAGE} | {"inputs": sorted(manifest["inputs"])}
-        for manifest in contents.lineage
-    ]
-    return {"recipe_sha256": hashlib.sha256(canonical(settings).encode()).hexdigest(), "steps": steps}
+    """Steps, versions and inputs by name; the recipe's hash tells equal settings, as no data go into it."""
+    elsewhere = {"cluster": True, "ingest": {"root", "patient_key_file"}}
+    settings = canonical(contents.recipe.model_dump(mode="json", exclude=elsewhere))
+    steps = [{key: artifact[key] for key in LINEAGE} for artifact in contents.lineage]
+    return {"recipe_sha256": hashlib.sha256(settings.encode()).hexdigest(), "steps": steps}
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -7,8 +7,8 @@ Axis letters: n images, c image channels, h, w pixels, d latent channels, y, x l
 
 from __future__ import annotations
 
-import math
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

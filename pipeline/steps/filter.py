@@ -125,6 +125,7 @@ def make_kept(work: Work) -> Made:
         "k_anonymity": ingest.k_anonymity,
         "guarantee": decided.facts["guarantee"],
         "rule": decided.facts["rule"],
+        "reasons": decided.facts["reasons"],
         "n_sampled": decided.manifest["rows"],
         "kept_by_class": decided.facts["kept_by_class"],
         "shortfall": decided.facts["shortfall"],

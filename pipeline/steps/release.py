@@ -114,7 +114,6 @@ def _lineage(work: Work) -> list[dict[str, Any]]:
     return [
         {
             "name": artifact.key.name,
-            "fingerprint": artifact.key.fingerprint,
             "inputs": sorted(artifact.manifest["inputs"]),
             **{key: artifact.manifest[key] for key in ("version", "packages", "git_commit")},
         }
