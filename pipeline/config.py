@@ -526,7 +526,7 @@ class Recipe(Section):
     """Synthetic images to risk."""
     filter: Filter = Filter()
     """Risk to keep or drop."""
-    distill: Generator = Generator(n_images=38_400)
+    distill: Generator = Generator(n_images=57_600)
     """Kept images to student."""
     evaluate: Evaluate = Evaluate()
     """Everything to metrics."""

@@ -49,14 +49,18 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
 def plan(recipe: Recipe, store: Store) -> list[Line]:
     """Every task with its key and, where it is finished, its artifact.
 
-    A further round of samples is planned once a filter has found that too few were kept.
+    A further round of samples is planned once a filter has found that too few were kept. Who may not read
+    `private/` takes the number of rounds from the kept set.
     """
-    for n_rounds in range(1, recipe.sample.max_rounds + 1):
-        lines = list(_lines(tasks(recipe, n_rounds), store))
-        last = next(line.artifact for line in lines if line.task.name == f"filter/{n_rounds - 1}")
-        if last is None or last.facts["enough"]:
+    planned = [list(_lines(tasks(recipe, n), store)) for n in range(1, recipe.sample.max_rounds + 1)]
+    for n_rounds, lines in enumerate(planned, start=1):
+        artifacts = {line.task.name: line.artifact for line in lines}
+        decided = artifacts[f"filter/{n_rounds - 1}"]
+        if artifacts["filter"] is not None or (decided is not None and decided.facts["enough"]):
+            return lines
+        if decided is None:
             break
-    return lines
+    return next((lines for lines in planned if _by_name(lines, "filter").artifact), planned[n_rounds - 1])
 
 
 def _lines(listed: list[Task], store: Store) -> Iterator[Line]:

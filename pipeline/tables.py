@@ -69,6 +69,7 @@ SCORES = pa.schema(
         ("reid_score", pa.float32()),  # 0-1, higher = more re-identifiable
         ("nearest_row_id", pa.string()),
         ("margin", pa.float32()),  # logit of the best match minus the best of all other patients
+        ("pixel_copy", pa.bool_()),  # equals or nearly equals a real image pixel by pixel
     ]
 )
 # The auditor's column: for reports only, never read by a filter.

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from pipeline import config, images, rows
 from pipeline.artifact import Artifact
 from pipeline.generators.sampler import Sampler
-from pipeline.privacy import matching, networks
+from pipeline.privacy import leaks, matching, networks
 from pipeline.tables import AUDIT_SCORES, SCORES, with_images
 from pipeline.task import Made, Work
 
@@ -43,6 +44,7 @@ class ScoreImages:
         device = _device(score.gpus_per_actor)
         self._score = score
         self._models = [networks.load(gallery / name).to(device) for name in NETWORKS]
+        self._real = images.array(pq.read_table(gallery / "images.parquet")["image"])
         self._galleries = [matching.Gallery.load(gallery / f"{name}.parquet") for name in NETWORKS]
         self.reads = with_images(pa.schema([("row_id", pa.string())]), image_px, channels)
         self.adds = pa.schema([*list(SCORES)[1:], *list(AUDIT_SCORES)[1:]])
@@ -59,6 +61,7 @@ class ScoreImages:
             pa.array(found[0].reid_score.numpy(), pa.float32()),
             pa.array(nearest, pa.string()),
             pa.array(found[0].margin.numpy(), pa.float32()),
+            pa.array(leaks.pixel_copies(pixels, self._real)),
             pa.array(found[1].reid_score.numpy(), pa.float32()),
         ]
         return pa.table(columns, schema=self.adds)

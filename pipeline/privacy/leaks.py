@@ -88,6 +88,14 @@ def scan_images(
     return leaks
 
 
+def pixel_copies(
+    images: UInt8[np.ndarray, "n h w c"], gallery: UInt8[np.ndarray, "m h w c"]
+) -> Bool[np.ndarray, " n"]:
+    """Which images equal or nearly equal a real one: what the filter drops beside its rule, whatever the networks say."""
+    found = _same_pixels(images, gallery).keys() | _near_pixels(images, gallery).keys()
+    return np.isin(np.arange(len(images)), list(found))
+
+
 def perceptual_hash(greys: Float[np.ndarray, "n 32 32"]) -> UInt64[np.ndarray, " n"]:
     """64-bit pHash: which of the 8 x 8 lowest DCT coefficients lie over their median (the mean grey left out of it).
 

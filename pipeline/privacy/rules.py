@@ -19,8 +19,8 @@ from pipeline.config import ConfigError, Filter
 from pipeline.privacy.risk import wilson
 from pipeline.tables import FILTERED, SCORES, require
 
-KEPT, OVER, UNSCORED = "kept", "over the threshold", "no score"
-REASONS = pa.array([KEPT, OVER, UNSCORED])
+KEPT, OVER, UNSCORED, COPY = "kept", "over the threshold", "no score", "copy of a real image"
+REASONS = pa.array([KEPT, OVER, UNSCORED, COPY])
 
 
 class Decision(NamedTuple):
@@ -43,13 +43,15 @@ def filter_table(
 ) -> tuple[pa.Table, Decision]:
     """Every row with `keep` and its reason (`tables.FILTERED`), in the order of the scores, and why.
 
+    Beside the rule, every rule but `none` drops pixel copies of real images, which a network may overlook.
     Raises: SchemaError if the table is not one of scores, ConfigError if the calibration cannot carry the rule.
     """
     require(scores, SCORES, "filter input")
     values = scores["reid_score"].to_numpy().astype(np.float64)
     decision = threshold(rule, values[~np.isnan(values)], control=control, same_patient=same_patient)
     limit = math.inf if decision.threshold is None else decision.threshold
-    reason = np.select([np.isnan(values), values >= limit], [2, 1], 0).astype(np.int32)
+    copies = scores["pixel_copy"].to_numpy(zero_copy_only=False) & (rule.rule != "none")
+    reason = np.select([np.isnan(values), values >= limit, copies], [2, 1, 3], 0).astype(np.int32)
     columns = [
         scores["row_id"],
         pa.array(reason == 0),

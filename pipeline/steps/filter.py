@@ -22,7 +22,7 @@ from pipeline.seeds import row_seed
 from pipeline.tables import KEPT, SCORES
 from pipeline.task import Made, Task, Work
 
-VERSION = 1
+VERSION = 2
 
 
 class NothingKeptError(RuntimeError):

@@ -19,7 +19,7 @@ from pipeline.records import Records
 from pipeline.task import Made, Task, Work
 from pipeline.workers import NETWORKS, score_rows
 
-VERSION = 1
+VERSION = 2
 UNSEEN = ("control", "test")
 
 
@@ -46,12 +46,13 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
 
 
 def make_gallery(work: Work) -> Made:
-    """Embed all training images by both networks; score those of patients with several against each other."""
+    """Keep all training images and their embeddings by both networks; score those of patients with several against each other."""
     train = records.of_split(work.inputs["ingest"], "train")
     folders = {name: work.inputs[f"identify/{name}"].local() / "network" for name in NETWORKS}
     section = work.recipe.score
     same_patient = fit.small(_gallery, train, folders, section, work.draft.folder, cpus=section.cpus_per_actor)
     work.draft.write_table(same_patient, "same_patient")
+    work.draft.write_table(pa.table({"row_id": train.row_ids, "image": records.image_column(train.images)}), "images")
     return Made({"patients": len(set(train.patients.tolist()))}, len(train.images))
 
 
