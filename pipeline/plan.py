@@ -54,13 +54,16 @@ def plan(recipe: Recipe, store: Store) -> list[Line]:
     """
     planned = [list(_lines(tasks(recipe, n), store)) for n in range(1, recipe.sample.max_rounds + 1)]
     for n_rounds, lines in enumerate(planned, start=1):
-        artifacts = {line.task.name: line.artifact for line in lines}
-        decided = artifacts[f"filter/{n_rounds - 1}"]
-        if artifacts["filter"] is not None or (decided is not None and decided.facts["enough"]):
+        decided = _artifact(lines, f"filter/{n_rounds - 1}")
+        if decided is not None and decided.facts["enough"]:
             return lines
         if decided is None:
-            break
-    return next((lines for lines in planned if _by_name(lines, "filter").artifact), planned[n_rounds - 1])
+            return next((others for others in planned if _artifact(others, "filter")), lines)
+    return planned[-1]
+
+
+def _artifact(lines: list[Line], name: str) -> Artifact | None:
+    return next(line.artifact for line in lines if line.task.name == name)
 
 
 def _lines(listed: list[Task], store: Store) -> Iterator[Line]:

@@ -42,7 +42,7 @@ def publish(lines: Sequence[Line], store: Store) -> Metrics:
 def closing_table(metrics: Metrics, n_released: int) -> Table:
     """Re-identification ratios by both networks and AUROC, with intervals, for the terminal."""
     table = Table(title=f"images in the kept set: {n_released:,}", title_justify="left", box=None, padding=(0, 2))
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in ("filter's network", "auditor", "macro AUROC"):
         table.add_column(heading, justify="right", no_wrap=True)
     for subject in dict.fromkeys([*SUBJECTS, *ARMS]):
