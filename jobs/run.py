@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +19,7 @@ from pipeline.steps.identify import WeakNetworkError
 from pipeline.steps.report import LeakError
 from pipeline.tables import SchemaError
 
+LOG_WIDTH = 140
 EXPLAINED = (
     ArtifactError,
     SplitError,
@@ -32,10 +35,12 @@ EXPLAINED = (
 
 def run(recipe: Recipe, store_uri: str, word: str | None, *, dry_run: bool) -> int:
     """Make what is missing of one word's artifacts, or of all; the exit status."""
-    store, console = Store(store_uri), Console(highlight=False)
+    store, console = Store(store_uri), _console()
     try:
         if dry_run:
             console.print(_planned(plan.plan(recipe, store), recipe))
+            for step, n, cpus, gpus in cluster.demands(recipe):
+                console.print(f"{step} needs {n} x ({cpus:g} CPU slots, {gpus:g} GPUs) at once")
             return 0
         with store.exclusive():
             lines = plan.plan(recipe, store)
@@ -72,9 +77,13 @@ def _close(lines: list[plan.Line], store: Store, console: Console) -> int:
 
 def _planned(lines: list[plan.Line], recipe: Recipe) -> Table:
     table = Table(title=f"plan of {recipe.name}, seed {recipe.seed}", title_justify="left", box=None, padding=(0, 2))
-    for heading in ("task", "", "why", "slots", "artifact"):
-        table.add_column(heading)
+    for heading in ("task", "", "fingerprint", "why"):
+        table.add_column(heading, no_wrap=heading != "why")
     for line in lines:
-        state = "reuse" if line.artifact else "run"
-        table.add_row(line.task.name, state, line.why, str(line.task.slots), line.key.path)
+        table.add_row(line.task.name, "reuse" if line.artifact else "run", line.key.fingerprint, line.why)
     return table
+
+
+def _console() -> Console:
+    """A terminal's own width; in a log, lines wide enough not to be broken."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)

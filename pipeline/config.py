@@ -286,6 +286,9 @@ class Network(Section):
     """Channels of the first stage (`conv`, `resnet`)."""
     embedding: Count = 128
     """Length of the embedding."""
+    averaged_shift_px: NonNegativeInt = 0
+    """A trained network averages the embeddings of a film and of its four copies shifted by this much, at five times
+    the cost; 0 embeds the film alone."""
     steps: Count = 260
     """Optimiser steps."""
     patients_per_batch: Annotated[int, Field(ge=2)] = 96

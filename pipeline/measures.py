@@ -27,6 +27,7 @@ RATIOS = {
 }
 SIZES = ((1, "1"), (3, "2-3"), (12, "4-12"), (29, "13-29"), (np.inf, "30+"))
 IMAGES_PER_PROMPT = 4
+NEAR = "near_duplicate"
 
 Metrics = dict[str, Estimate]
 
@@ -45,7 +46,7 @@ class Risk(NamedTuple):
     kept: pa.Table
     student: pa.Table
     student_private: pa.Table
-    """The student under the private set's prompts, in their shared form."""
+    """The student under the private set's prompts, in their shared form; with `prompt_row_id`."""
     changed: pa.Table
     """Changed copies of training images: kind, patient, and a score per network."""
     baseline: Mapping[str, Float[np.ndarray, " n"]]
@@ -81,22 +82,27 @@ def control_threshold(control: Float[np.ndarray, " n"], percentile: float) -> fl
 
 
 def _by_images(scores: Risk) -> Metrics:
-    """The teacher's ratio by how many real images the patient behind the prompt has."""
+    """The ratio by how many real images the patient behind the prompt has."""
     patients = dict(zip(scores.train["row_id"].to_pylist(), scores.train["patient_id"].to_pylist(), strict=True))
     sizes = dict(zip(*np.unique(list(patients.values()), return_counts=True), strict=True))
-    n_images = [sizes[patients[row_id]] for row_id in scores.teacher["prompt_row_id"].to_pylist()]
-    bands = [next(name for largest, name in SIZES if n <= largest) for n in n_images]
     threshold = control_threshold(_values(scores.control, "reid_score"), scores.percentile)
-    flags = _values(scores.teacher, "reid_score") >= threshold
-    return {
-        f"privacy/teacher/reid_ratio_images_{band}": ratio
-        for band, ratio in risk.ratio_by_group(flags, bands).items()
-    }
+    found: Metrics = {}
+    for subject, table in (("teacher", scores.teacher), ("student_private_prompts", scores.student_private)):
+        n_images = [sizes[patients[row_id]] for row_id in table["prompt_row_id"].to_pylist()]
+        bands = [next(name for largest, name in SIZES if n <= largest) for n in n_images]
+        ratios = risk.ratio_by_group(_values(table, "reid_score") >= threshold, bands)
+        found |= {f"privacy/{subject}/reid_ratio_images_{name}": ratios[name] for _, name in SIZES if name in ratios}
+    return found
 
 
 def _learned(scores: Risk) -> Metrics:
     """Learned rate and most frequent neighbour, of as many images of each subject."""
-    subjects = {"control": scores.test, "teacher": scores.teacher, "student": scores.student}
+    subjects = {
+        "control": scores.test,
+        "teacher": scores.teacher,
+        "filtered": scores.kept,
+        "student": scores.student,
+    }
     n = min(len(table) for table in subjects.values())
     found: Metrics = {}
     for subject, table in subjects.items():
@@ -109,18 +115,23 @@ def _learned(scores: Risk) -> Metrics:
 
 
 def _recall(scores: Risk, filter_threshold: float | None) -> Metrics:
-    """Share of changed copies of training images that the filter drops, perturbed ones by kind and in all."""
-    limit = np.inf if filter_threshold is None else filter_threshold
-    kinds = np.asarray(scores.changed["kind"].to_pylist())
-    flags, patients = _values(scores.changed, "filter_network") >= limit, _values(scores.changed, "patient")
+    """Share of changed copies of training images that are flagged, perturbed ones by kind and in all.
+
+    By the filter's network at the filter's threshold, and by the auditor at its control threshold.
+    """
+    thresholds = {
+        "filter_network": np.inf if filter_threshold is None else filter_threshold,
+        "auditor": control_threshold(_values(scores.control, "audit_score"), scores.percentile),
+    }
+    kinds, patients = np.asarray(scores.changed["kind"].to_pylist()), _values(scores.changed, "patient")
+    groups = {f"perturbed_recall_{kind}": kinds == kind for kind in np.unique(kinds) if kind != NEAR}
+    groups |= {"perturbed_recall": kinds != NEAR, "near_duplicate_recall": kinds == NEAR}
     found: Metrics = {}
-    for kind in np.unique(kinds):
-        of_kind = kinds == kind
-        recall = risk.clustered(flags[of_kind], patients[of_kind])
-        name = "near_duplicate_recall" if kind == "near_duplicate" else f"perturbed_recall_{kind}"
-        found[f"privacy/filter/{name}"] = recall
-    perturbed = kinds != "near_duplicate"
-    return found | {"privacy/filter/perturbed_recall": risk.clustered(flags[perturbed], patients[perturbed])}
+    for network, threshold in thresholds.items():
+        flags = _values(scores.changed, network) >= threshold
+        for name, group in groups.items():
+            found[f"privacy/{network}/{name}"] = risk.clustered(flags[group], patients[group])
+    return found
 
 
 def utility(

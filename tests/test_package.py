@@ -92,7 +92,7 @@ def metrics() -> dict[str, Estimate]:
     for key, value in {
         "privacy/filter_network/verification_auc": 0.993,
         "privacy/auditor/verification_auc": 0.991,
-        "privacy/filter/perturbed_recall": 0.982,
+        "privacy/filter_network/perturbed_recall": 0.982,
         "utility/real/macro_auroc": 0.963,
         "utility/filtered/macro_auroc": 0.933,
         "utility/student/macro_auroc": 0.893,

@@ -21,7 +21,7 @@ FALLBACK = "chest x-ray"
 """The prompt of a record of which nothing is known."""
 SEPARATOR = ", "
 UNCHANGED = "unchanged"
-LABELS_ALONE = "labels alone"
+FINDINGS_ALONE = "findings alone"
 
 
 class Recomposed(NamedTuple):
@@ -75,15 +75,17 @@ def _cut(phrases: Sequence[str], max_words: int) -> str:
 
 
 def recompose(records: pa.Table, findings: Sequence[str], prompt: config.Prompt, k: int) -> Recomposed:
-    """Each record's prompt, made less detailed until at least `k` patients of these records have the very same one.
+    """Each record's prompt in a form that may cross into the released set.
 
     Reads `patient_id, prompt, labels, age, sex, view` of `tables.RECORDS`. A prompt that k patients share stays. Any
-    other is composed anew from age decade, sex and view (where the recipe uses them), labels, and the phrases of its
-    text that k patients share, the rarest given up first; then without age, then view, then sex. Labels alone are
-    allowed always, as they are released beside the image anyway.
+    other is composed anew from labels, age decade, sex and view (where the recipe uses them), and the phrases of its
+    text that k patients share, the most shared first; age, view and sex are given up in this order until k patients
+    have the very same prompt. Labels with shared phrases are allowed always: labels are released beside the image
+    anyway, and a student that is not told on which side an effusion is learns neither side.
 
-    So whatever a prompt tells beyond labels, it is the prompt of at least k patients: k-anonymity (Sweeney,
-    Int. J. Uncertain. Fuzz. 10(5), 2002, definition 2) of the output. It says nothing about images.
+    So a prompt that tells age, sex or view is the prompt of at least k patients: k-anonymity (Sweeney,
+    Int. J. Uncertain. Fuzz. 10(5), 2002, definition 2) in these; and every phrase is one of k patients. Unique may be
+    how findings and their phrases come together. It says nothing about images.
     """
     rows = records.select(["patient_id", "prompt", "labels", "age", "sex", "view"]).to_pylist()
     for row in rows:
@@ -96,7 +98,7 @@ def recompose(records: pa.Table, findings: Sequence[str], prompt: config.Prompt,
     for level, told in _levels(prompt):
         candidates = {i: rows[i]["prompt"] if told is None else _tell(told, rows[i], phrases[i]) for i in left}
         n_patients = Counter(text for text, _ in {(candidates[i], rows[i]["patient_id"]) for i in left})
-        released |= {text for text, n in n_patients.items() if n >= k or level == LABELS_ALONE}
+        released |= {text for text, n in n_patients.items() if n >= k or level == FINDINGS_ALONE}
         done = [i for i in left if candidates[i] in released]
         for i in done:
             prompts[i] = candidates[i]
@@ -108,19 +110,18 @@ def recompose(records: pa.Table, findings: Sequence[str], prompt: config.Prompt,
 def _levels(prompt: config.Prompt) -> Iterator[tuple[str, config.Prompt | None]]:
     """Names of the levels of detail and what is told at each; none is the prompt as it is."""
 
-    def told(parts: Sequence[str], n_phrases: int = 1) -> config.Prompt:
-        return config.Prompt.model_validate({**prompt.model_dump(), "parts": parts, "max_phrases": n_phrases})
+    def told(parts: Sequence[str]) -> config.Prompt:
+        return config.Prompt.model_validate({**prompt.model_dump(), "parts": parts})
 
-    parts = [part for part in prompt.parts if part not in ("labels", "text")] + ["labels"]
+    text = ["text"] if "text" in prompt.parts else []
+    parts = [part for part in prompt.parts if part not in ("labels", "text")]
     yield UNCHANGED, None
-    if "text" in prompt.parts:
-        for n_phrases in range(prompt.max_phrases, 0, -1):
-            yield f"shared phrases, at most {n_phrases}", told([*parts, "text"], n_phrases)
-    yield "no text", told(parts)
+    yield "shared phrases only", told([*parts, "labels", *text])
     for given_up in ("age", "view"):
-        parts = [part for part in parts if part != given_up]
-        yield f"no {given_up}", told(parts)
-    yield LABELS_ALONE, told(["labels"])
+        if given_up in parts:
+            parts.remove(given_up)
+            yield f"no {given_up}", told([*parts, "labels", *text])
+    yield FINDINGS_ALONE, told(["labels", *text])
 
 
 def _tell(told: config.Prompt, row: Mapping[str, Any], phrases: Sequence[str]) -> str:

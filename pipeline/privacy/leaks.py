@@ -91,7 +91,7 @@ def scan_images(
 def pixel_copies(
     images: UInt8[np.ndarray, "n h w c"], gallery: UInt8[np.ndarray, "m h w c"]
 ) -> Bool[np.ndarray, " n"]:
-    """Which images equal or nearly equal a real one: what the filter drops beside its rule, whatever the networks say."""
+    """Which images equal or nearly equal a real one: dropped beside the rule, whatever networks say."""
     found = _same_pixels(images, gallery).keys() | _near_pixels(images, gallery).keys()
     return np.isin(np.arange(len(images)), list(found))
 

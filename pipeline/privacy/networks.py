@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pipeline import config
 from pipeline.images import to_torch
+from pipeline.privacy.augment import moved
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
 
@@ -31,7 +32,7 @@ class SiameseNetwork(nn.Module):
 
     def __init__(self, network: config.Network, image_px: int, channels: int) -> None:
         super().__init__()
-        architecture = network.model_dump(include={"backbone", "width", "embedding", "dropout"})
+        architecture = network.model_dump(include={"backbone", "width", "embedding", "averaged_shift_px", "dropout"})
         self.settings = {"image_px": image_px, "channels": channels, "network": architecture}
         self.backbone, n_features = _backbone(network, image_px, channels)
         self.projection = nn.Sequential(
@@ -46,7 +47,17 @@ class SiameseNetwork(nn.Module):
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def embed(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """Embeddings in [0, 1] of images in [-1, 1]; brightness and contrast of a whole film do not count."""
+        """Embeddings in [0, 1] of images in [-1, 1]; brightness and contrast of a whole film do not count.
+
+        In eval mode the mean over the film as it is and shifted right, left, down and up by `averaged_shift_px`.
+        """
+        distance = self.settings["network"]["averaged_shift_px"]
+        if self.training or not distance:
+            return self._embedding(images)
+        views = [images, *(moved(images, shift, shift.new_zeros(len(images))) for shift in _shifts(images, distance))]
+        return torch.stack([self._embedding(view) for view in views]).mean(0)
+
+    def _embedding(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         return self.projection(self.backbone(standardised(images).contiguous(memory_format=torch.channels_last)))
 
     def pair_logit(self, first: Float[Tensor, "*n d"], second: Float[Tensor, "*n d"]) -> Float[Tensor, " *n"]:
@@ -111,6 +122,12 @@ def standardised(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     centred = images - images.mean((1, 2, 3), keepdim=True)
     # 0.05 is far below the spread of any film; it keeps an empty image from becoming amplified noise.
     return centred / (centred.square().mean((1, 2, 3), keepdim=True) + 0.05**2).sqrt()
+
+
+def _shifts(images: Float[Tensor, "n c h w"], distance: int) -> Float[Tensor, "4 n 2"]:
+    """For every image the shift right, left, down and up by this many pixels."""
+    directions = images.new_tensor([[1, 0], [-1, 0], [0, 1], [0, -1]])
+    return (distance * directions)[:, None].expand(-1, len(images), -1)
 
 
 def _backbone(network: config.Network, image_px: int, channels: int) -> tuple[nn.Module, int]:

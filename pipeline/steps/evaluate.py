@@ -32,7 +32,7 @@ from pipeline.task import Made, Task, Work
 from pipeline.utility import classifier
 from pipeline.workers import NETWORKS, sample_plan, score_rows
 
-VERSION = 1
+VERSION = 2
 STUDENT_PLAN = pa.schema(
     [
         ("row_id", pa.string()),
@@ -40,6 +40,7 @@ STUDENT_PLAN = pa.schema(
         ("prompt", pa.string()),
         ("labels", pa.list_(pa.int8())),
         ("arm", pa.string()),  # whose prompts: `kept` or `private`
+        ("prompt_row_id", pa.string()),  # the record or kept image that the prompt comes from
     ]
 )
 
@@ -245,11 +246,15 @@ def make_student_images(work: Work) -> Made:
 
 def _student_plan(work: Work) -> pa.Table:
     seed, n, ingest = work.recipe.seed, work.recipe.evaluate.n_student, work.recipe.ingest
-    kept = work.inputs["filter"].table("kept", ["prompt", "labels"])
+    kept = work.inputs["filter"].table("kept", ["row_id", "prompt", "labels"])
     train = work.inputs["ingest"].table("records", where=pc.field("split") == "train")
     shared, _ = records.shared_prompts(work.inputs["ingest"], ingest.prompt, ingest.k_anonymity)
     private = pa.table(
-        {"prompt": [shared[row_id] for row_id in train["row_id"].to_pylist()], "labels": train["labels"]}
+        {
+            "row_id": train["row_id"],
+            "prompt": [shared[row_id] for row_id in train["row_id"].to_pylist()],
+            "labels": train["labels"],
+        }
     )
     parts = []
     for arm, source in (("kept", kept), ("private", private)):
@@ -261,6 +266,7 @@ def _student_plan(work: Work) -> pa.Table:
             "prompt": source["prompt"].take(drawn),
             "labels": source["labels"].take(drawn),
             "arm": [arm] * n,
+            "prompt_row_id": source["row_id"].take(drawn),
         }
         parts.append(pa.table(columns).cast(STUDENT_PLAN))
     return pa.concat_tables(parts)
@@ -341,6 +347,8 @@ def _risk(inputs: Mapping[str, Artifact], test: Records, control: Records, perce
     plans = pa.concat_tables([inputs[name.replace("score", "sample")].table("plan") for name in rounds])
     decided = _decided(inputs).table()
     student = inputs["evaluate/student_scores"].table()
+    asked = inputs["evaluate/student_images"].table("plan", ["row_id", "prompt_row_id"])
+    student = student.append_column("prompt_row_id", asked["prompt_row_id"])
     unseen = inputs["score/unseen"].table()
     train = inputs["ingest"].table("records", ["row_id", "patient_id"], pc.field("split") == "train")
     gallery = inputs["score/gallery"].local()

@@ -23,11 +23,16 @@ from pipeline.records import Records
 from pipeline.seeds import row_seed, torch_generator
 from pipeline.task import Made, Task, Work
 
-VERSION = 1
+VERSION = 2
 EMBED_ROWS = 256
 N_PERTURBED = 400
 SPLIT_OF = {"filter_network": "identify", "auditor": "audit"}
-REPORTED = ("auc", "recall", "false_positive_rate", "rank1")
+REPORTED = {
+    "auc": "verification_auc",
+    "recall": "recall",
+    "false_positive_rate": "false_positive_rate",
+    "rank1": "rank1",
+}
 
 
 class WeakNetworkError(RuntimeError):
@@ -111,7 +116,7 @@ def _train(recipe: Recipe, name: str, seen: Records, unseen: Records, out: Path,
         batch_size=EMBED_ROWS,
     )
     perturbed = _perturbed_recall(model, unseen, verified.threshold, seed, _round_trip(recipe, unseen.images))
-    return {f"verification_{key}": getattr(verified, key) for key in REPORTED} | perturbed
+    return {name: getattr(verified, key) for key, name in REPORTED.items()} | perturbed
 
 
 def _perturbed_recall(
@@ -133,7 +138,7 @@ def _perturbed_recall(
         batch_size=EMBED_ROWS,
         round_trip=round_trip,
     )
-    return {f"perturbed_recall_{kind}": recall for kind, recall in recalls.items()}
+    return {f"unseen_perturbed_recall_{kind}": recall for kind, recall in recalls.items()}
 
 
 def _round_trip(recipe: Recipe, films: np.ndarray) -> RoundTrip:

@@ -27,8 +27,8 @@ from pipeline.report import Drop, LedgerRow, Pair, Private, Report, StepRow, ren
 from pipeline.seeds import numpy_generator
 from pipeline.task import Made, Task, Work
 
-VERSION = 1
-GRID_IMAGES = 20
+VERSION = 2
+GRID_IMAGES = 24
 WORST_PAIRS = 12
 
 
@@ -75,7 +75,10 @@ def make(work: Work) -> Made:
 def make_custodian(work: Work) -> Made:
     """Write the private edition."""
     private = fit.small(_private, dict(work.inputs), work.recipe.score.gallery_block)
-    (work.draft.folder / "report.html").write_text(render(dataclasses.replace(_report(work), private=private)))
+    public, sampled = _report(work), work.inputs["sample/0"].table("rows", ["image"])
+    grids = {"Samples of the teacher, unfiltered": _some(_images(sampled)), **public.grids}
+    page = render(dataclasses.replace(public, grids=grids, private=private))
+    (work.draft.folder / "report.html").write_text(page)
     return Made({}, len(private.ledger))
 
 
@@ -121,14 +124,10 @@ def _private(inputs: Mapping[str, Artifact], gallery_block: int) -> Private:
     student = inputs["evaluate/student_images"].table("rows", where=pc.starts_with(pc.field("row_id"), "kept-"))
     student_scores = inputs["evaluate/student_scores"].table(where=pc.starts_with(pc.field("row_id"), "kept-"))
     return Private(
-        grids={"Real training images": _some(train.images), "Images of the teacher": _some(sampled.images)},
+        grids={"Real training images": _some(train.images)},
         pairs={
-            "Samples of the teacher over the training image that each comes closest to": _worst(
-                sampled.images, inputs["score/0"].table(), train
-            ),
-            "Images of the student over the training image that each comes closest to": _worst(
-                _images(student), student_scores, train
-            ),
+            "Teacher": _worst(sampled.images, inputs["score/0"].table(), train),
+            "Student": _worst(_images(student), student_scores, train),
         },
         ledger=_ledger(inputs, train, gallery_block),
     )

@@ -46,7 +46,10 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
 
 
 def make_gallery(work: Work) -> Made:
-    """Keep all training images and their embeddings by both networks; score those of patients with several against each other."""
+    """Keep all training images and their embeddings by both networks.
+
+    Those of patients with several are scored against each other: what a match of one patient looks like.
+    """
     train = records.of_split(work.inputs["ingest"], "train")
     folders = {name: work.inputs[f"identify/{name}"].local() / "network" for name in NETWORKS}
     section = work.recipe.score

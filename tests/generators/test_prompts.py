@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import config, seeds, tables
-from pipeline.generators.prompts import FALLBACK, LABELS_ALONE, UNCHANGED, compose, plan, recompose
+from pipeline.generators.prompts import FALLBACK, FINDINGS_ALONE, UNCHANGED, compose, plan, recompose
 
 ALL = config.Prompt(parts=("age", "sex", "view", "labels", "text"))
 FINDINGS = ("Effusion", "Pleural_Thickening")
@@ -66,16 +66,15 @@ def test_a_prompt_that_k_patients_share_stays_and_others_lose_detail_until_they_
         {"patient": "b", "age": 35.0, "sex": "F", "phrases": ["clear lungs"]},  # no other woman in her thirties
         {"patient": "c", "age": 45.0, "sex": "F"},
         {"patient": "d", "age": 55.0, "sex": "F"},
+        {"patient": "f", "age": 75.0, "sex": "F"},
         {"patient": "e", "sex": "M", "labels": [0, 1]},  # nobody is like him
     ]
     told = recompose(records(*crowd, *rest), FINDINGS, ALL, k=3)
     assert told.prompts[:4] == ["60s, woman, clear lungs"] * 4
-    assert told.prompts[4:7] == ["woman"] * 3
-    assert told.prompts[7] == "pleural thickening"
-    assert told.levels[UNCHANGED] == 3
-    assert told.levels["shared phrases, at most 4"] == 1
-    assert told.levels["no age"] == 3
-    assert told.levels[LABELS_ALONE] == 1
+    assert told.prompts[4] == "clear lungs"
+    assert told.prompts[5:8] == ["woman"] * 3
+    assert told.prompts[8] == "pleural thickening"
+    assert told.levels == {UNCHANGED: 3, "shared phrases only": 1, "no age": 3, "no view": 0, FINDINGS_ALONE: 2}
 
 
 def test_sharing_is_counted_by_patient_and_not_by_image():
@@ -103,14 +102,18 @@ ROWS = st.fixed_dictionaries(
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(ROWS, max_size=25), st.integers(1, 4))
-def test_whatever_tells_more_than_labels_is_the_prompt_of_k_patients(rows, k):
+def test_whatever_tells_age_sex_or_view_is_the_prompt_of_k_patients_and_so_is_every_phrase(rows, k):
     table = records(*rows)
     told = recompose(table, FINDINGS, ALL, k)
-    sharing = defaultdict(set)
-    for prompt, patient in zip(told.prompts, table["patient_id"].to_pylist(), strict=True):
-        sharing[prompt].add(patient)
-    labels_alone = {FALLBACK, "effusion", "pleural thickening", "effusion, pleural thickening"}
-    assert all(len(patients) >= k for prompt, patients in sharing.items() if prompt not in labels_alone)
+    sharing, speakers = defaultdict(set), defaultdict(set)
+    for prompt, row in zip(told.prompts, table.to_pylist(), strict=True):
+        sharing[prompt].add(row["patient_id"])
+        for phrase in row["prompt"].split(", "):
+            speakers[phrase].add(row["patient_id"])
+    for prompt, patients in sharing.items():
+        phrases = set(prompt.split(", "))
+        assert len(patients) >= k or not phrases & {"man", "woman", "pa view", "under 10", "30s"}
+        assert all(len(speakers[phrase]) >= k for phrase in phrases - {FALLBACK, "effusion", "pleural thickening"})
     assert sum(told.levels.values()) == len(rows)
 
 

@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 
 from pipeline import images, seeds
 from pipeline.privacy import leaks
-from pipeline.privacy.leaks import Kind, perceptual_hash, scan_files, scan_images
+from pipeline.privacy.leaks import Kind, perceptual_hash, pixel_copies, scan_files, scan_images
 
 NIH = Path(__file__).resolve().parents[3] / "shared" / "data" / "nih_cxr14"
 ID, ROW, SOURCE, PHRASE = "00012345", "nih-00000017", "images/00012345_003.png", "ribbon-like lower lobe scar"
@@ -70,6 +70,18 @@ def test_an_altered_copy_is_found_with_its_original(perturbed) -> None:
     gallery = smooth_images(60, "gallery")
     found = scan(perturbed(gallery[10:30]), gallery)
     assert found == [(i, i + 10, "nearly the same pixels") for i in range(20)]
+
+
+def test_exact_and_near_copies_are_pixel_copies_and_strangers_are_not() -> None:
+    gallery, strangers = smooth_images(50, "gallery"), smooth_images(4, "released")
+    films = np.concatenate([strangers, gallery[7:8], with_noise(gallery[20:22], 5), strangers[:1]])
+    assert pixel_copies(films, gallery).tolist() == [False] * 4 + [True] * 3 + [False]
+
+
+def test_without_images_on_either_side_there_is_no_pixel_copy() -> None:
+    films = smooth_images(3, "films")
+    assert pixel_copies(films, films[:0]).tolist() == [False] * 3
+    assert pixel_copies(films[:0], films).tolist() == []
 
 
 def test_blocks_of_the_gallery_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +22,15 @@ SAME = np.array([0.9])
 CONTROL = np.arange(1, 21) / 20  # 0.05, 0.10 ... 1.00
 
 
-def scores(*values: float | None) -> pa.Table:
+def scores(*values: float | None, copies: Collection[int] = ()) -> pa.Table:
+    """A table of scores; `copies` are the positions of pixel copies."""
     n = len(values)
     columns = {
         "row_id": [f"s{i}" for i in range(n)],
         "reid_score": values,
         "nearest_row_id": ["r"] * n,
         "margin": [0.0] * n,
+        "pixel_copy": [i in copies for i in range(n)],
     }
     return pa.table(columns, schema=SCORES)
 
@@ -52,6 +55,31 @@ def test_every_row_comes_back_in_order_with_its_reason() -> None:
     assert filtered["keep"].to_pylist() == [True, False, False, False, False]
     over = "over the threshold"
     assert filtered["reason"].to_pylist() == ["kept", over, "no score", "no score", over]
+
+
+@pytest.mark.parametrize("rule", [Filter(rule="fixed"), percentile(80), recall(0.9), fdr(0.1)], ids=lambda r: r.rule)
+def test_a_pixel_copy_is_dropped_by_every_rule_however_low_it_scores(rule: Filter) -> None:
+    table = scores(0.0, 0.0, 1.0, None, copies=(1, 2, 3))
+    filtered, _ = filter_table(table, rule, control=CONTROL / 2, same_patient=np.full(99, 0.9))
+    over = "over the threshold"
+    assert filtered["reason"].to_pylist()[:2] == ["kept", "copy of a real image"]
+    assert filtered["reason"].to_pylist()[2] in (over, "copy of a real image")
+    assert filtered["keep"].to_pylist() == [True, False, False, False]
+
+
+def test_a_pixel_copy_is_kept_without_a_rule() -> None:
+    filtered, _ = filter_table(scores(0.0, copies=(0,)), Filter(rule="none"), control=NONE, same_patient=NONE)
+    assert filtered["reason"].to_pylist() == ["kept"]
+
+
+def test_a_pixel_copy_does_not_move_the_threshold() -> None:
+    values = [0.1, 0.5, 0.9, 0.95]
+    for rule in (percentile(80), fdr(0.2)):
+        plain, copied = (
+            filter_table(scores(*values, copies=copies), rule, control=CONTROL, same_patient=SAME)[1]
+            for copies in ((), (0, 3))
+        )
+        assert plain == copied
 
 
 def test_an_empty_set_is_filtered_to_an_empty_set() -> None:

@@ -1,0 +1,195 @@
+"""The step ingest without a cluster: pixels and their rejects, caps, prompts, pseudonyms."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline import config, tables
+from pipeline.artifact import ArtifactError, Key, Store
+from pipeline.cohorts import phantom
+from pipeline.cohorts.splits import SplitError
+from pipeline.config import ConfigError, Ingest, Recipe
+from pipeline.progress import Bar
+from pipeline.steps import ingest
+from pipeline.task import Work
+
+SMALL = Ingest.model_validate({"phantom": {"n_patients": 60}, "min_patients": {"train": 3}, "k_anonymity": 2})
+LISTED = phantom.listing(SMALL.phantom, seed=0)
+
+
+def read(row_id: str, digest: str | None, reject: str | None = None) -> dict[str, Any]:
+    return {"row_id": row_id, "digest": digest, "reject": reject}
+
+
+def test_of_equal_images_of_a_patient_the_first_stays_and_of_two_patients_none() -> None:
+    outcome = [
+        read("r0", "same"),
+        read("r1", "same"),
+        read("r2", "shared"),
+        read("r3", "shared"),
+        read("r4", "shared"),
+        read("r5", "alone"),
+        read("r6", None, "unreadable image: OSError"),
+        read("r7", None, "unreadable image: OSError"),
+    ]
+    patients = ["ann", "ann", "ann", "bob", "ann", "bob", "ann", "bob"]
+    patient_of = {f"r{i}": patient for i, patient in enumerate(patients)}
+    assert ingest._pixel_reasons(outcome, patient_of) == [
+        None,
+        "duplicate image",
+        *["one image under two patients"] * 3,
+        None,
+        *["unreadable image: OSError"] * 2,
+    ]
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from([None, "1", "2", "3"])), max_size=12))
+def test_no_pixels_stay_twice_and_none_under_two_patients(rows: list[tuple[str, str | None]]) -> None:
+    outcome = [read(f"r{i}", digest, None if digest else "broken") for i, (_, digest) in enumerate(rows)]
+    reasons = ingest._pixel_reasons(outcome, {f"r{i}": patient for i, (patient, _) in enumerate(rows)})
+    stays = [digest for (_, digest), reason in zip(rows, reasons, strict=True) if reason is None]
+    owners = {digest: {patient for patient, other in rows if other == digest} for _, digest in rows if digest}
+    assert Counter(stays) == Counter(digest for digest, patients in owners.items() if len(patients) == 1)
+
+
+def test_rows_in_are_rows_that_stay_and_rows_over_the_cap() -> None:
+    stays, over = ingest._split(LISTED, SMALL, seed=0)
+    assert sorted(stays["row_id"].to_pylist() + over["row_id"].to_pylist()) == LISTED["row_id"].to_pylist()
+    assert over.schema == tables.REJECTS and len(over) > 0
+    n_images = Counter(zip(stays["split"].to_pylist(), stays["patient"].to_pylist(), strict=True))
+    for (split, _), n in n_images.items():
+        assert n <= {"identify": 4, "audit": 4, "control": 1, "test": 1}.get(split, n)
+    listed = Counter(LISTED["patient"].to_pylist())
+    assert all(n == listed[patient] for (split, patient), n in n_images.items() if split == "train")
+
+
+def test_the_reason_of_a_capped_row_names_its_split() -> None:
+    _, over = ingest._split(LISTED, SMALL, seed=0)
+    assert {reason.rsplit(" ", 1)[0] for reason in over["reason"].to_pylist()} == {
+        "over the cap of images per patient in split"
+    }
+    assert "train" not in {reason.rsplit(" ", 1)[1] for reason in over["reason"].to_pylist()}
+
+
+def test_a_split_that_loses_its_patients_to_rejects_is_an_error() -> None:
+    with pytest.raises(
+        SplitError, match=r"split train: want 3 patients with a usable image, got 2 .* rejected images"
+    ):
+        ingest._require_patients({name: {"a", "b"} for name in config.SPLITS}, SMALL)
+
+
+def split_listing(*rows: tuple[str, str, str | None]) -> pa.Table:
+    """Rows of (patient, split, text)."""
+    listed = [
+        {
+            "row_id": f"r{i}",
+            "patient": p,
+            "source": "",
+            "order": 0,
+            "text": text,
+            "labels": [i % 2],
+            "age": 60.0,
+            "sex": "F",
+            "split": split,
+        }
+        for i, (p, split, text) in enumerate(rows)
+    ]
+    return pa.Table.from_pylist(listed, pa.schema([*tables.LISTING, ("split", pa.string())]))
+
+
+def test_prompts_are_of_training_rows_and_tell_only_words_that_k_of_their_patients_use() -> None:
+    listed = split_listing(
+        ("ann", "train", "Small effusion. Seen by Dr. Miller on 2019-03-04."),
+        ("bob", "train", "Small effusion with ribbonlike scar."),
+        ("eve", "train", None),
+        ("cleo", "test", "Small ribbonlike scar."),
+        ("dan", "control", "Small ribbonlike scar."),
+    )
+    prompted, removed = ingest._with_prompts(listed, SMALL, ("edema",))
+    found = prompted["prompt"].to_pylist()
+    assert found == ["60s, woman, small effusion", "60s, woman, small effusion", "60s, woman", None, None]
+    assert removed["name after a title"] == removed["date"] == 1 and removed["rare word"] >= 2
+
+
+def test_a_text_that_is_left_empty_is_counted() -> None:
+    listed = split_listing(("ann", "train", "Zebra."), ("bob", "train", "Yak."), ("cleo", "train", None))
+    prompted, removed = ingest._with_prompts(listed, SMALL, ("edema",))
+    assert removed["text left empty"] == 2
+    assert prompted["prompt"].to_pylist() == ["60s, woman"] * 3
+
+
+@given(st.lists(st.text(max_size=12), min_size=1, unique=True))
+def test_a_pseudonym_is_its_patients_own_and_never_the_original(patients: list[str]) -> None:
+    table = pa.table({"patient": patients + patients})
+    hashed = ingest._hashed(table, b"k" * 32)["patient_id"].to_pylist()
+    assert hashed[: len(patients)] == hashed[len(patients) :]
+    assert len(set(hashed)) == len(patients)
+    assert set(hashed).isdisjoint(patients)
+    assert set(hashed).isdisjoint(ingest._hashed(table, b"l" * 32)["patient_id"].to_pylist())
+
+
+def work(folder: Path, **changes: Any) -> Work:
+    store, recipe = Store(folder / "store"), config.changed(Recipe(), changes)
+    return Work(recipe, {}, store.draft(Key("private", "ingest", "ab")), Bar(None, "ingest"), 0.0)
+
+
+def test_the_key_of_the_pseudonyms_is_the_stores_unless_a_file_is_given(tmp_path: Path) -> None:
+    own = work(tmp_path)
+    assert ingest._patient_key(own) == ingest._patient_key(own)
+    (tmp_path / "key").write_bytes(b"our own")
+    given_key = config.changed(own.recipe, {"ingest.patient_key_file": tmp_path / "key"})
+    shared = ingest._patient_key(dataclasses.replace(own, recipe=given_key))
+    assert shared != ingest._patient_key(own) and len(shared) == 32
+
+
+def test_a_missing_key_file_is_told(tmp_path: Path) -> None:
+    missing = config.changed(Recipe(), {"ingest.patient_key_file": tmp_path / "no.key"})
+    with pytest.raises(ArtifactError, match=r"patient_key_file: want a file, got nothing at .*no\.key"):
+        ingest._patient_key(dataclasses.replace(work(tmp_path), recipe=missing))
+
+
+def test_a_quota_for_a_finding_that_the_cohort_lacks_is_refused() -> None:
+    recipe = config.changed(Recipe(), {"sample.class_quota": {"oedema": 5}})
+    with pytest.raises(ConfigError, match=r"'sample.class_quota.oedema': .* known: cardiomegaly, effusion"):
+        ingest._require_findings(recipe, phantom.FINDINGS)
+    ingest._require_findings(config.changed(Recipe(), {"sample.class_quota": {"edema": 5}}), phantom.FINDINGS)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_drawn_films_have_pixels_and_digests_of_their_own(channels: int) -> None:
+    worker = ingest.ReadPixels(Ingest(image_px=32, channels=1 if channels == 1 else 3))
+    batch = LISTED.slice(0, 5).select(["row_id", "source"])
+    added = worker(batch)
+    tables.require(batch, worker.reads, "input")
+    tables.require(added, worker.adds, "output")
+    assert added["reject"].null_count == 5 and len(set(added["digest"].to_pylist())) == 5
+    assert worker(batch.slice(3, 1))["digest"].to_pylist() == added["digest"].to_pylist()[3:4]
+
+
+def test_a_file_that_cannot_be_read_is_a_row_with_a_reason(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20), np.uint8)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:100])
+    Image.fromarray(pixels[:8]).save(tmp_path / "small.png")
+    settings = {"kind": "table", "root": tmp_path, "image_px": 16}
+    worker = ingest.ReadPixels(Ingest.model_validate(settings))
+    sources = ["a.png", "broken.png", "b.png", "small.png", "gone.png"]
+    added = worker(pa.table({"row_id": list("01234"), "source": sources}))
+    tables.require(added, worker.adds, "output")
+    digests = added["digest"].to_pylist()
+    assert digests[0] == digests[2] is not None and digests[1] is digests[3] is digests[4] is None
+    rejects = added["reject"].to_pylist()
+    assert rejects[0] is rejects[2] is None
+    assert rejects[1].startswith("unreadable image") and rejects[3].startswith("too small")
+    assert rejects[4].startswith("unreadable image")

@@ -1,0 +1,111 @@
+"""Row steps on a local Ray: nothing lost, nothing doubled, whatever the pool and whatever was killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.artifact import read_table
+from pipeline.progress import Bar, Board
+from pipeline.rows import Pool, append_columns, count_rows
+from pipeline.tables import SchemaError
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+N_ROWS = 100
+
+
+class Square:
+    """Adds the square of `number`; while the file `broken` is there, it fails after some rows."""
+
+    reads = pa.schema([("row_id", pa.string()), ("number", pa.int64())])
+    adds = pa.schema([("square", pa.int64())])
+
+    def __init__(self, broken: Path | None = None, log: Path | None = None):
+        self._broken, self._log = broken, log
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        if self._broken is not None and self._broken.exists() and "row-060" in batch["row_id"].to_pylist():
+            raise RuntimeError("the actor died")
+        if self._log is not None:
+            with self._log.open("a") as log:
+                log.write("".join(f"{row_id}\n" for row_id in batch["row_id"].to_pylist()))
+        return pa.table({"square": pa.array([n * n for n in batch["number"].to_pylist()], pa.int64())})
+
+
+class Forgetful(Square):
+    """Answers with one row too few."""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return super().__call__(batch).slice(1)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    file = tmp_path / "source.parquet"
+    names = [f"row-{i:03d}" for i in range(N_ROWS)]
+    pq.write_table(pa.table({"row_id": names, "number": list(range(N_ROWS)), "unused": ["x"] * N_ROWS}), file)
+    return file
+
+
+def appended(source: Path, out: Path, worker: type = Square, actors: int = 2, **arguments: Any) -> int:
+    return append_columns(
+        str(source),
+        worker,
+        arguments,
+        str(out),
+        work_uri=str(out.with_suffix(".work")),
+        pool=Pool(actors, batch_rows=8, block_rows=16),
+        bar=Bar(Board.remote(), "test"),
+    )
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    return read_table(pafs.LocalFileSystem(), str(out)).to_pylist()
+
+
+def test_every_row_comes_out_once_with_only_its_id_and_the_new_column(source: Path, tmp_path: Path) -> None:
+    assert appended(source, tmp_path / "out") == N_ROWS
+    assert rows_of(tmp_path / "out") == [{"row_id": f"row-{i:03d}", "square": i * i} for i in range(N_ROWS)]
+
+
+def test_one_actor_and_three_write_the_same_rows(source: Path, tmp_path: Path) -> None:
+    appended(source, tmp_path / "one", actors=1)
+    appended(source, tmp_path / "three", actors=3)
+    assert rows_of(tmp_path / "one") == rows_of(tmp_path / "three")
+
+
+def test_a_failed_run_goes_on_where_it_stood_and_loses_and_doubles_nothing(source: Path, tmp_path: Path) -> None:
+    broken, log, out = tmp_path / "broken", tmp_path / "log", tmp_path / "out"
+    broken.touch()
+    with pytest.raises(Exception, match="the actor died"):
+        appended(source, out, actors=1, broken=broken)
+    done_before = count_rows(str(out))
+    broken.unlink()
+    assert appended(source, out, actors=1, broken=broken, log=log) == N_ROWS
+    assert rows_of(out) == [{"row_id": f"row-{i:03d}", "square": i * i} for i in range(N_ROWS)]
+    assert len(log.read_text().splitlines()) <= N_ROWS - done_before
+
+
+def test_running_again_computes_nothing(source: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    appended(source, tmp_path / "out")
+    assert appended(source, tmp_path / "out", log=log) == N_ROWS
+    assert not log.exists()
+
+
+def test_a_worker_that_drops_a_row_is_named(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="Forgetful output: want 8 rows, got 7"):
+        appended(source, tmp_path / "out", Forgetful)
+
+
+def test_rows_that_are_there_twice_are_an_error_not_a_larger_set(source: Path, tmp_path: Path) -> None:
+    appended(source, tmp_path / "out")
+    doubled = next((tmp_path / "out").glob("*.parquet"))
+    (tmp_path / "out" / "again.parquet").write_bytes(doubled.read_bytes())
+    with pytest.raises(SchemaError, match="want 100 rows, got"):
+        appended(source, tmp_path / "out")
