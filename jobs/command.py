@@ -60,10 +60,13 @@ def fail(message: str) -> NoReturn:
 
 def _store(arguments: list[str]) -> tuple[str, list[str]]:
     for position, argument in enumerate(arguments):
-        if argument == "--store" and position + 1 < len(arguments):
-            return arguments[position + 1], arguments[:position] + arguments[position + 2 :]
-        if argument.startswith("--store="):
-            return argument.removeprefix("--store="), arguments[:position] + arguments[position + 1 :]
+        name, given, value = argument.partition("=")
+        if name != "--store":
+            continue
+        end = position + (1 if given else 2)
+        value = value if given else " ".join(arguments[position + 1 : end])
+        if value and not value.startswith("--"):
+            return value, arguments[:position] + arguments[end:]
     if {"-h", "--help"} & set(arguments):
         return "", arguments
     fail("--store: want a folder or s3:// address, got nothing — say where artifacts go, e.g. --store runs/demo")

@@ -35,8 +35,9 @@ EXPLAINED = (
 
 def run(recipe: Recipe, store_uri: str, word: str | None, *, dry_run: bool) -> int:
     """Make what is missing of one word's artifacts, or of all; the exit status."""
-    store, console = Store(store_uri), _console()
+    console = _console()
     try:
+        store = Store(store_uri)
         if dry_run:
             console.print(_planned(plan.plan(recipe, store), recipe))
             for step, n, cpus, gpus in cluster.demands(recipe):

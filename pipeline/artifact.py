@@ -44,6 +44,18 @@ def fingerprint(name: str, version: int, config: Mapping[str, Any], inputs: Mapp
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def folder_digest(folder: Path | None) -> str | None:
+    """SHA-256 over names and bytes of a folder's files; none for no folder. A recipe's folder counts by content."""
+    if folder is None:
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(
+            f"{path.relative_to(folder).as_posix()}\0".encode() + hashlib.sha256(path.read_bytes()).digest()
+        )
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class Key:
     """Where an artifact is: class (who may read it), name (`teach`, `score/0`) and fingerprint."""
@@ -126,7 +138,12 @@ class Draft:
     @property
     def work_uri(self) -> str:
         """Address for checkpoints, removed by `commit`."""
-        return f"{self.store.uri}/{self.key.kind}/work/{self.key.name.replace('/', '-')}-{self.key.fingerprint}"
+        return self.store.uri_below(self.work_path)
+
+    @property
+    def work_path(self) -> str:
+        """The same below the store."""
+        return f"{self.key.kind}/work/{self.key.name.replace('/', '-')}-{self.key.fingerprint}"
 
     def write_table(self, table: pa.Table, name: str = "rows") -> None:
         """Write a table as one Parquet file."""
@@ -140,9 +157,16 @@ class Store:
 
     def __init__(self, uri: str | Path):
         text = str(uri)
+        self._options = ""
         if "://" in text:
-            self.fs, self.root = pafs.FileSystem.from_uri(text)
-            self.uri = text.rstrip("/")
+            try:
+                self.fs, self.root = pafs.FileSystem.from_uri(text)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise ArtifactError(
+                    f"--store {text}: want a folder or an s3:// or gs:// address, got {error}"
+                ) from error
+            self.uri, mark, options = text.partition("?")  # such as s3://bucket/prefix?endpoint_override=...
+            self.uri, self._options = self.uri.rstrip("/"), mark + options
             self.local_root: Path | None = None
         else:
             self.local_root = Path(text).resolve()
@@ -155,7 +179,11 @@ class Store:
 
     def uri_of(self, key: Key) -> str:
         """Address that any process can open."""
-        return f"{self.uri}/{key.path}"
+        return self.uri_below(key.path)
+
+    def uri_below(self, path: str) -> str:
+        """Address of a path below the store, with the options of the store's own address."""
+        return f"{self.uri}/{path}{self._options}"
 
     def find(self, key: Key) -> Artifact | None:
         """The finished artifact, or nothing."""
@@ -177,8 +205,9 @@ class Store:
         """A place to make the artifact; leftovers of an earlier attempt are removed unless it resumes from them."""
         local = self.local_root / key.path if self.local_root else None
         folder = local or Path(tempfile.mkdtemp(prefix="pd-"))
-        if not resumable and folder.exists():
-            shutil.rmtree(folder)
+        if not resumable:
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.delete_dir(self.path_of(key))
         with explained_disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return Draft(self, key, folder)
@@ -208,7 +237,7 @@ class Store:
         with explained_disk(path):
             self._put(f"{path}/{MANIFEST}", body)
         with contextlib.suppress(FileNotFoundError):
-            self.fs.delete_dir(f"{self.root}{draft.work_uri.removeprefix(self.uri)}")
+            self.fs.delete_dir(f"{self.root}/{draft.work_path}")
         return Artifact(self, draft.key, manifest)
 
     def secret(self, name: str) -> bytes:
@@ -216,16 +245,17 @@ class Store:
         path = f"{self.root}/{name}"
         if self.fs.get_file_info(path).type != pafs.FileType.File:
             self.fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
-            self._put(path, secrets.token_bytes(32))
+            self._put(path, secrets.token_bytes(32), mode=0o600)
         with self.fs.open_input_stream(path) as stream:
             return stream.read()
 
-    def _put(self, path: str, body: bytes) -> None:
+    def _put(self, path: str, body: bytes, mode: int = 0o644) -> None:
         if self.local_root is None:
             with self.fs.open_output_stream(path) as stream:
                 stream.write(body)
             return
         beside = Path(f"{path}.part")
+        beside.touch(mode)
         with beside.open("wb") as file:
             file.write(body)
             file.flush()
@@ -255,7 +285,9 @@ class Store:
 
         with explained_disk(self.local_root):
             self.local_root.mkdir(parents=True, exist_ok=True)
-        with (self.local_root / ".lock").open("a+") as lock:
+        with explained_disk(self.local_root):
+            lock = (self.local_root / ".lock").open("a+")
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -271,11 +303,11 @@ def explained_disk(where: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ArtifactError(
                 f"store {where}: want free space, got a full disk — free some and run again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise ArtifactError(f"store {where}: want a folder to write to, got {error.strerror}") from error
         raise
 

@@ -31,7 +31,7 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """A part of the recipe: immutable, no unknown keys, every field documented below it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Phantom(Section):
@@ -331,7 +331,7 @@ class Identify(Section):
 class Sample(Section):
     """The synthetic set to be filtered."""
 
-    n_images: Count = 3_500
+    n_images: Count = 4_500
     """Images per round."""
     want_images: Count = 1_000
     """Kept images wanted; fewer starts another round ..."""
@@ -529,7 +529,7 @@ class Recipe(Section):
     """Synthetic images to risk."""
     filter: Filter = Filter()
     """Risk to keep or drop."""
-    distill: Generator = Generator(n_images=57_600)
+    distill: Generator = Generator(n_images=64_000)
     """Kept images to student."""
     evaluate: Evaluate = Evaluate()
     """Everything to metrics."""
@@ -584,7 +584,7 @@ def read(path: Path) -> Recipe:
         raise ConfigError(f"recipe: want a YAML file, got nothing at {path}{hint}")
     try:
         tree = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path}: want YAML, got {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"recipe {path}: want a mapping of sections, got {type(tree).__name__}")

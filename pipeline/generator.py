@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +16,28 @@ import torch
 from ray.train.torch import get_device, prepare_model
 
 from pipeline import config, fit, images, rows
+from pipeline.artifact import folder_digest
 from pipeline.generators import autoencoder, denoiser, folder, text, training
 from pipeline.tables import with_images
 from pipeline.task import Made, Work
 
 ENCODE_BATCH_ROWS = 256
+
+
+def fingerprinted(section: config.Generator) -> dict[str, Any]:
+    """What of a section decides the model: not the size of a worker, and a folder by its content."""
+    told = section.model_dump(mode="json", exclude={"cpus_per_worker": True, "gpu": True, "text": {"folder"}})
+    return told | {"text_folder": folder_digest(section.text.folder)}
+
+
+def fingerprinted_latents(section: config.Generator) -> dict[str, Any]:
+    """What of a section decides autoencoder, tokenizer and encoded rows."""
+    told = fingerprinted(section)
+    return (
+        told
+        if section.autoencoder.kind == "kl"
+        else {key: told[key] for key in ("autoencoder", "text", "text_folder")}
+    )
 
 
 def make_latents(work: Work, section: config.Generator, table: pa.Table, seed: int) -> Made:
@@ -60,7 +78,9 @@ def make_pipeline(work: Work, section: config.Generator, latents: str, seed: int
         work_uri=work.draft.work_uri,
         bar=work.bar,
     )
-    shutil.copytree(trained, work.draft.folder / "pipeline")
+    out = work.draft.folder / "pipeline"
+    shutil.rmtree(out, ignore_errors=True)  # half a copy of a run that was killed
+    shutil.copytree(trained, out)
     n_rows = rows.count_rows(f"{source.uri}/rows")
     return Made({"epochs": round(section.n_images / n_rows, 1), "trained_on_rows": n_rows})
 
@@ -187,7 +207,10 @@ def _group(section: config.Generator) -> fit.Group:
 
 
 def _column(values: torch.Tensor) -> pa.ExtensionArray:
-    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values.cpu().numpy()))
+    flat = values.cpu().contiguous().numpy()
+    kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(flat.dtype), flat.shape[1:])
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), int(np.prod(flat.shape[1:])))
+    return pa.ExtensionArray.from_storage(kind, storage)
 
 
 def _tensor(column: pa.ChunkedArray, device: torch.device) -> torch.Tensor:

@@ -28,7 +28,11 @@ def image_type(image_px: int, channels: int) -> pa.FixedShapeTensorType:
 
 def column(images: UInt8[np.ndarray, "n h w c"]) -> pa.ExtensionArray:
     """An Arrow column of these images."""
-    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(images))
+    # Not from_numpy_ndarray: it reads a permutation out of the strides, which images from torch have.
+    height, width, channels = images.shape[1:]
+    values = pa.array(np.ascontiguousarray(images).reshape(-1))
+    storage = pa.FixedSizeListArray.from_arrays(values, height * width * channels)
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.uint8(), (height, width, channels)), storage)
 
 
 def array(images: pa.ChunkedArray | pa.Array) -> UInt8[np.ndarray, "n h w c"]:
@@ -64,6 +68,7 @@ def decode(source: Path | bytes, image_px: int, channels: int, min_source_px: in
             image.load()
             if min(image.size) < min_source_px:
                 raise ImageError(f"too small: want a side of {min_source_px} px, got {image.size[0]}x{image.size[1]}")
+            image.info.pop("transparency", None)  # else Pillow warns at every palette image that has some
             image = _eight_bit(image).convert("L" if channels == 1 else "RGB")
     except ImageError:
         raise

@@ -106,7 +106,9 @@ def _learned(scores: Risk) -> Metrics:
     n = min(len(table) for table in subjects.values())
     found: Metrics = {}
     for subject, table in subjects.items():
-        nearest = table["nearest_row_id"].to_pylist()[:n]
+        # Rows stand in the order of the records that prompted them: the first n would be the first records' only.
+        chosen = np.sort(numpy_generator(0, "learned", subject).permutation(len(table))[:n])
+        nearest = table["nearest_row_id"].take(chosen).to_pylist()
         found[f"privacy/{subject}/learned_rate"] = risk.learned_rate(nearest, len(scores.train))
         neighbour = risk.most_frequent_neighbour(nearest)
         if neighbour is not None:

@@ -31,13 +31,19 @@ class Line(NamedTuple):
 
 
 def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
-    """All tasks of a recipe that samples this many rounds, the most urgent first."""
+    """All tasks of a recipe that samples this many rounds, the most urgent first, inputs before their readers."""
+    rounds = [
+        task
+        for number in range(n_rounds)
+        for step in (sample, score, filter)
+        for task in step.round_tasks(recipe, number)
+    ]
     return [
         *ingest.tasks(recipe),
         *teach.tasks(recipe),
         *identify.tasks(recipe),
-        *sample.tasks(recipe, n_rounds),
-        *score.tasks(recipe, n_rounds),
+        *score.calibration_tasks(recipe),
+        *rounds,
         *filter.tasks(recipe, n_rounds),
         *distill.tasks(recipe),
         *evaluate.tasks(recipe, n_rounds),
@@ -58,7 +64,8 @@ def plan(recipe: Recipe, store: Store) -> list[Line]:
         if decided is not None and decided.facts["enough"]:
             return lines
         if decided is None:
-            return next((others for others in planned if _artifact(others, "filter")), lines)
+            blind = n_rounds == 1
+            return next((others for others in planned if blind and _artifact(others, "filter")), lines)
     return planned[-1]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 import pyarrow.fs as pafs
 from rich.table import Table
@@ -13,7 +14,7 @@ from pipeline.plan import Line
 
 SUBJECTS = ("control", "teacher", "filtered", "student")
 ARMS = ("real", "teacher", "filtered", "student")
-Metrics = Mapping[str, Mapping[str, float]]
+Metrics = Mapping[str, Mapping[str, float | None]]
 
 
 def publish(lines: Sequence[Line], store: Store) -> Metrics:
@@ -51,9 +52,13 @@ def closing_table(metrics: Metrics, n_released: int) -> Table:
     return table
 
 
-def _percent(found: Mapping[str, float] | None) -> str:
-    return f"{found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]" if found else ""
+def _percent(found: Mapping[str, float | None] | None) -> str:
+    return f"{found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]" if _is_measured(found) else ""
 
 
-def _number(found: Mapping[str, float] | None) -> str:
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" if found else ""
+def _number(found: Mapping[str, float | None] | None) -> str:
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" if _is_measured(found) else ""
+
+
+def _is_measured(found: Mapping[str, float | None] | None) -> TypeGuard[Mapping[str, float]]:
+    return found is not None and found["value"] is not None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pipeline import generator
 from pipeline.config import Recipe
 from pipeline.seeds import row_seed
@@ -14,11 +12,9 @@ VERSION = 1
 
 def tasks(recipe: Recipe) -> list[Task]:
     """`distill/latents` (the student's own autoencoder and tokenizer) and `distill` (the pipeline)."""
-    section = recipe.distill.model_dump(mode="json", exclude={"cpus_per_worker", "gpu"})
-    latents = {"autoencoder": section["autoencoder"], "text": section["text"], "seed": recipe.seed}
-    if recipe.distill.autoencoder.kind == "kl":
-        latents["training"] = section
-    config: dict[str, Any] = {"distill": section, "seed": recipe.seed}
+    section, seed = recipe.distill, recipe.seed
+    latents = generator.fingerprinted_latents(section) | {"seed": seed}
+    config = generator.fingerprinted(section) | {"seed": seed}
     return [
         Task("distill/latents", make_latents, latents, ("filter",), "releasable", VERSION, resumable=True),
         Task("distill", make, config, ("distill/latents",), "releasable", VERSION, resumable=True, about="student"),

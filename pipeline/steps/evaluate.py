@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int8, UInt8
 
 from pipeline import config, fit, images, measures, records
-from pipeline.artifact import Artifact
+from pipeline.artifact import Artifact, folder_digest
 from pipeline.config import Classifier, Recipe
 from pipeline.estimate import Estimate
 from pipeline.generators import autoencoder
@@ -57,7 +57,8 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
         Task(
             "evaluate/encoder",
             make_encoder,
-            {"classifier": arm["classifier"], "steps": section.encoder_steps, "seed": seed},
+            {"classifier": arm["classifier"], "steps": section.encoder_steps, "seed": seed}
+            | {"given": folder_digest(section.encoder_folder)},
             ("ingest",),
             version=VERSION,
             about="domain encoder",

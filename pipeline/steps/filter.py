@@ -22,42 +22,29 @@ from pipeline.seeds import row_seed
 from pipeline.tables import KEPT, SCORES
 from pipeline.task import Made, Task, Work
 
-VERSION = 2
+VERSION = 3
 
 
 class NothingKeptError(RuntimeError):
     """The rule drops every image, so there is nothing to distil."""
 
 
-def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
-    """`filter/0`, `filter/1`, ... over all rounds so far, and `filter`: the kept images, releasable."""
+def round_tasks(recipe: Recipe, last: int) -> list[Task]:
+    """`filter/<last>`: what is kept of all rounds so far."""
     config: dict[str, Any] = {
         "filter": _rule_in_use(recipe),
         "want_images": recipe.sample.want_images,
         "class_quota": recipe.sample.class_quota,
     }
-    decisions = [
-        Task(
-            f"filter/{last}",
-            make,
-            config,
-            ("ingest", "score/gallery", "score/unseen", *_rounds("sample", last), *_rounds("score", last)),
-            version=VERSION,
-            about=f"rule {recipe.filter.rule}",
-        )
-        for last in range(n_rounds)
-    ]
+    inputs = ("ingest", "score/gallery", "score/unseen", *_rounds("sample", last), *_rounds("score", last))
+    return [Task(f"filter/{last}", make, config, inputs, version=VERSION, about=f"rule {recipe.filter.rule}")]
+
+
+def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
+    """`filter`: the kept images, releasable."""
     last = n_rounds - 1
-    kept = Task(
-        "filter",
-        make_kept,
-        {"seed": recipe.seed},
-        ("ingest", f"filter/{last}", *_rounds("sample", last)),
-        "releasable",
-        VERSION,
-        about="what crosses into releasable",
-    )
-    return [*decisions, kept]
+    inputs = ("ingest", f"filter/{last}", *_rounds("sample", last))
+    return [Task("filter", make_kept, {"seed": recipe.seed}, inputs, "releasable", VERSION, about="the kept set")]
 
 
 def make(work: Work) -> Made:

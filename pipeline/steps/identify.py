@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pipeline import config, fit, images, records
+from pipeline.artifact import folder_digest
 from pipeline.config import Recipe
 from pipeline.estimate import Estimate
 from pipeline.generators import autoencoder
@@ -54,13 +55,18 @@ def tasks(recipe: Recipe) -> list[Task]:
         Task(
             f"identify/{name}",
             make,
-            shared | {"network": getattr(section, name).model_dump(mode="json")},
+            shared | _network_config(getattr(section, name)),
             ("ingest",),
             version=VERSION,
             about=f"trained on split {split}",
         )
         for name, split in SPLIT_OF.items()
     ]
+
+
+def _network_config(network: config.Network) -> dict[str, Any]:
+    told = network.model_dump(mode="json", exclude={"warm_start"})
+    return {"network": told, "warm_start": folder_digest(network.warm_start)}
 
 
 def make(work: Work) -> Made:

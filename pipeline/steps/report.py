@@ -228,7 +228,15 @@ def _decided(inputs: Mapping[str, Artifact]) -> Artifact:
 def _told(recipe: Recipe) -> str:
     """The recipe as YAML without what names this machine."""
     told: dict[str, Any] = recipe.model_dump(
-        mode="json", exclude={"cluster": True, "ingest": {"root", "patient_key_file"}}
+        mode="json",
+        exclude={
+            "cluster": True,
+            "ingest": {"root", "patient_key_file"},
+            "teach": {"text": {"folder"}},
+            "distill": {"text": {"folder"}},
+            "identify": {"filter_network": {"warm_start"}, "auditor": {"warm_start"}},
+            "evaluate": {"encoder_folder"},
+        },
     )
     return yaml.safe_dump(told, sort_keys=False)
 

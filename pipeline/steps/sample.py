@@ -12,23 +12,23 @@ from pipeline.workers import sample_plan
 VERSION = 1
 
 
-def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
-    """`sample/0`, `sample/1`, ...: each a `plan` of prompts and seeds, and its images in `rows`."""
+def round_tasks(recipe: Recipe, number: int) -> list[Task]:
+    """`sample/<number>`: a `plan` of prompts and seeds, and its images in `rows`."""
     outcome = {"want_images", "max_rounds", "class_quota"}  # decide how many rounds, not what is in one
     place = {"block_rows", "actors", "min_actors", "cpus_per_actor", "gpus_per_actor"}
     section = recipe.sample.model_dump(mode="json", exclude=outcome | place)
+    short_of = (f"filter/{number - 1}",) if number and recipe.sample.class_quota else ()
     return [
         Task(
             f"sample/{number}",
             make,
             {"sample": section, "seed": recipe.seed, "round": number},
-            ("ingest", "teach", *((f"filter/{number - 1}",) if number and recipe.sample.class_quota else ())),
+            ("ingest", "teach", *short_of),
             version=VERSION,
             slots=recipe.sample.actors,
             resumable=True,
             about="synthetic images",
         )
-        for number in range(n_rounds)
     ]
 
 

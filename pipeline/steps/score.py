@@ -23,26 +23,25 @@ VERSION = 2
 UNSEEN = ("control", "test")
 
 
-def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
-    """`score/gallery`, `score/unseen`, and `score/0`, `score/1`, ... for the rounds of samples."""
-    place = {"actors", "cpus_per_actor", "gpus_per_actor", "block_rows"}
-    section: dict[str, Any] = {"score": recipe.score.model_dump(mode="json", exclude=place)}
+def calibration_tasks(recipe: Recipe) -> list[Task]:
+    """`score/gallery` and `score/unseen`."""
     nets = tuple(f"identify/{name}" for name in NETWORKS)
-    gallery = Task("score/gallery", make_gallery, section, ("ingest", *nets), version=VERSION, about="embeddings")
-    unseen = Task("score/unseen", make_unseen, section, ("ingest", "score/gallery"), version=VERSION, resumable=True)
-    rounds = [
-        Task(
-            f"score/{number}",
-            make_round,
-            section,
-            ("score/gallery", f"sample/{number}"),
-            version=VERSION,
-            resumable=True,
-            about="risk of every sample",
-        )
-        for number in range(n_rounds)
+    section = _section(recipe)
+    return [
+        Task("score/gallery", make_gallery, section, ("ingest", *nets), version=VERSION, about="embeddings"),
+        Task("score/unseen", make_unseen, section, ("ingest", "score/gallery"), version=VERSION, resumable=True),
     ]
-    return [gallery, unseen, *rounds]
+
+
+def round_tasks(recipe: Recipe, number: int) -> list[Task]:
+    """`score/<number>`: the risk of every sample of a round."""
+    inputs = ("score/gallery", f"sample/{number}")
+    return [Task(f"score/{number}", make_round, _section(recipe), inputs, version=VERSION, resumable=True)]
+
+
+def _section(recipe: Recipe) -> dict[str, Any]:
+    place = {"actors", "cpus_per_actor", "gpus_per_actor", "block_rows"}
+    return {"score": recipe.score.model_dump(mode="json", exclude=place)}
 
 
 def make_gallery(work: Work) -> Made:

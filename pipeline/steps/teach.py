@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyarrow as pa
 
 from pipeline import generator, images, records
@@ -16,11 +14,9 @@ VERSION = 1
 
 def tasks(recipe: Recipe) -> list[Task]:
     """`teach/latents` (autoencoder, tokenizer, encoded rows) and `teach` (the pipeline)."""
-    section = recipe.teach.model_dump(mode="json", exclude={"cpus_per_worker", "gpu"})
-    latents = {"autoencoder": section["autoencoder"], "text": section["text"], "seed": recipe.seed}
-    if recipe.teach.autoencoder.kind == "kl":
-        latents["training"] = section
-    config: dict[str, Any] = {"teach": section, "seed": recipe.seed}
+    section, seed = recipe.teach, recipe.seed
+    latents = generator.fingerprinted_latents(section) | {"seed": seed}
+    config = generator.fingerprinted(section) | {"seed": seed}
     return [
         Task("teach/latents", make_latents, latents, ("ingest",), version=VERSION, resumable=True),
         Task("teach", make, config, ("teach/latents",), version=VERSION, resumable=True, about="teacher"),

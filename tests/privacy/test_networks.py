@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import config
+from pipeline.images import to_torch
 from pipeline.privacy.networks import SiameseNetwork, embeddings, load, standardised
 
 
@@ -121,3 +123,32 @@ def test_a_folder_with_anything_but_the_two_files_is_refused(tmp_path, fault: st
         (folder / "model.pt").write_bytes(b"\x80\x04.")
     with pytest.raises(ValueError, match=r"want config.json and model.safetensors only, got"):
         load(folder)
+
+
+def test_a_trained_network_averages_over_shifted_copies_and_training_does_not() -> None:
+    plain, averaging = small(), small()
+    averaging.settings["network"]["averaged_shift_px"] = 2
+    images = to_torch(films(3))
+    # The border is continued outwards, so a shift by whole pixels is a slice of the padded image.
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2), mode="replicate")
+    offsets = [(2, 2), (0, 2), (4, 2), (2, 0), (2, 4)]
+    views = [padded[:, :, row : row + 32, column : column + 32] for row, column in offsets]
+    with torch.inference_mode():
+        expected = torch.stack([plain.embed(view) for view in views]).mean(0)
+        torch.testing.assert_close(averaging.embed(images), expected, rtol=0, atol=1e-4)
+        assert not torch.allclose(expected, plain.embed(images), rtol=0, atol=1e-3)
+        # In train mode dropout and batch statistics apply; they are the same for the same random state.
+        in_training = []
+        for model in (plain.train(), averaging.train()):
+            torch.manual_seed(0)
+            in_training.append(model.embed(images))
+    assert torch.equal(*in_training)
+
+
+def test_averaging_over_shifts_is_saved_with_the_network(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = config.Network(width=4, embedding=8, averaged_shift_px=2)
+    model = SiameseNetwork(network, 32, 1).eval()
+    model.save(tmp_path / "network")
+    images = films(3)
+    assert torch.equal(embeddings(load(tmp_path / "network"), images, 4), embeddings(model, images, 4))
