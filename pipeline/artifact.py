@@ -112,8 +112,7 @@ def read_table(
         wanted = list(columns) if "row_id" in columns or "row_id" not in data.schema.names else ["row_id", *columns]
         table = data.to_table(columns=wanted, filter=where)
     if "row_id" in table.column_names:
-        ids = table.column("row_id").combine_chunks()
-        table = table.take(pa.compute.sort_indices(ids))
+        table = table.sort_by("row_id")
     return table if columns is None else table.select(list(columns))
 
 

@@ -40,13 +40,16 @@ class Group:
 class Trainee(Protocol):
     """What one worker trains: made from the rows, its rank and its device."""
 
-    fit: Fit
+    @property
+    def fit(self) -> Fit:
+        """The state that is checkpointed."""
+        ...
 
     def step(self) -> None:
         """Train on this worker's part of the next batch."""
         ...
 
-    def save(self, folder: Path) -> None:
+    def save(self, out: Path) -> None:
         """Write what the fit is for."""
         ...
 
@@ -118,7 +121,8 @@ def _loop(config: dict[str, Any]) -> None:
             fit.load_state(load_file(Path(folder) / STATE))
     if is_first:
         bar.begin(fit.n_images, fit.images_seen)
-    _report(trainee, is_first) if fit.done else None
+    if fit.done:  # killed between the last checkpoint and the end
+        _report(trainee, is_first)
     while not fit.done:
         before = fit.images_seen
         trainee.step()
@@ -142,5 +146,7 @@ def _report(trainee: Trainee, is_first: bool) -> None:
 
 
 def _rows() -> pa.Table:
-    blocks = train.get_dataset_shard("rows").iter_batches(batch_format="pyarrow", batch_size=4096)
+    shard = train.get_dataset_shard("rows")
+    assert shard is not None  # the trainer was given it
+    blocks = shard.iter_batches(batch_format="pyarrow", batch_size=4096)
     return pa.concat_tables(list(blocks)).sort_by("row_id")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,12 @@ from pipeline.artifact import folder_digest
 from pipeline.generators import autoencoder, denoiser, folder, text, training
 from pipeline.tables import with_images
 from pipeline.task import Made, Work
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from transformers import PreTrainedModel
+
+    from pipeline.generators.denoiser import Denoiser
 
 ENCODE_BATCH_ROWS = 256
 
@@ -92,7 +98,7 @@ class Encode:
         self._section, self._autoencoder = section, autoencoder.load(folder / "vae")
         self._tokenizer = text.load_tokenizer(folder / "tokenizer", section.text.max_tokens)
         self._frozen = section.text.folder is not None and not section.text.train
-        channels = self._autoencoder.config.in_channels
+        channels = self._autoencoder.config["in_channels"]
         self.reads = with_images(pa.schema([("row_id", pa.string()), ("prompt", pa.string())]), image_px, channels)
         shape = autoencoder.latent_shape(section.autoencoder, channels, image_px)
         tokens = (section.text.max_tokens,)
@@ -128,21 +134,25 @@ class DenoiserTrainee:
         self._latents = _tensor(table["latent"], device)
         self._text, self._mask = _tensor(table["text"], device), _tensor(table["mask"], device)
         self._tokenizer = text.load_tokenizer(parts / "tokenizer", section.text.max_tokens)
-        encoder = text.build_encoder(section.text, self._tokenizer, section.denoiser.kind, seed).to(device)
+        encoder = text.build_encoder(section.text, self._tokenizer, section.denoiser.kind, seed)
         model = denoiser.build(
             section.denoiser, self._latents.shape[1], self._latents.shape[2], text.width(encoder), seed
-        ).to(device)
+        )
         ids, mask = text.token_ids(self._tokenizer, [""], section.text.max_tokens)
-        ids, mask = ids.to(device), mask.to(device)
         learns = section.text.folder is None or section.text.train
         self._frozen_encoder = None if learns else encoder
-        if learns:
-            null = ids[0]
-        else:
+        null = ids
+        if not learns:
             with torch.no_grad():
-                null = text.embed(encoder, ids, mask, section.denoiser.kind)[0]
+                null = text.embed(encoder, ids, mask, section.denoiser.kind)
+        # prepare_model moves what it is given to the worker's device.
         self.fit = training.Training(
-            section, prepare_model(model), prepare_model(encoder) if learns else None, (null, mask[0]), seed, rank
+            section,
+            prepare_model(model),
+            prepare_model(encoder) if learns else None,
+            (null[0].to(device), mask[0].to(device)),
+            seed,
+            rank,
         )
 
     def step(self) -> None:
@@ -153,10 +163,9 @@ class DenoiserTrainee:
     def save(self, out: Path) -> None:
         """Write the pipeline with averaged weights."""
         modules = self.fit.averaged()
-        encoder = modules.get("text", self._frozen_encoder)
-        folder.save(
-            out, autoencoder.load(self._parts / "vae"), self._tokenizer, encoder, modules["denoiser"], self._section
-        )
+        encoder = cast("PreTrainedModel", modules.get("text", self._frozen_encoder))
+        vae, network = autoencoder.load(self._parts / "vae"), cast("Denoiser", modules["denoiser"])
+        folder.save(out, vae, self._tokenizer, encoder, network, self._section)
 
 
 class AutoencoderTrainee:
@@ -165,9 +174,9 @@ class AutoencoderTrainee:
     def __init__(self, table: pa.Table, *, rank: int, section: config.Generator, seed: int):
         self._images = images.array(table["image"])
         device = get_device()
-        model = autoencoder.build(section.autoencoder, self._images, seed).to(device)
+        model = autoencoder.build(section.autoencoder, self._images, seed)
         _, latent_px = autoencoder.latent_shape(section.autoencoder, self._images.shape[-1], self._images.shape[1])
-        objective = prepare_model(autoencoder.Objective(model, section.autoencoder.kl_weight))
+        objective = prepare_model(autoencoder.Objective(section.autoencoder, cast("AutoencoderKL", model)))
         self.fit = training.AutoencoderTraining(section, objective, latent_px, seed, rank)
         self._device = device
 

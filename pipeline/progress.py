@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import ray.exceptions
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar

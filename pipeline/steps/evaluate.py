@@ -5,6 +5,9 @@ the domain encoder, one classifier per arm, changed copies of training images un
 student's images with their scores. `evaluate` reads them all and writes `metrics.json`, which may be released.
 """
 
+# pyarrow.compute makes its functions at import, out of pyright's sight.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import json

@@ -4,6 +4,9 @@ Decisions stay private, as they stand beside scores. What crosses has new names,
 neither scores nor nearest records.
 """
 
+# pyarrow.compute makes its functions at import, out of pyright's sight.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections import Counter

@@ -3,6 +3,9 @@
 Rows in = rows out + rows rejected. Real identities stay in `identities`, which only the leak scan reads.
 """
 
+# pyarrow.compute makes its functions at import, out of pyright's sight.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import hashlib

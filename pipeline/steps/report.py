@@ -3,6 +3,9 @@
 The public edition shows no real image and no unfiltered sample, and is searched for secrets like the package.
 """
 
+# pyarrow.compute makes its functions at import, out of pyright's sight.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import dataclasses
