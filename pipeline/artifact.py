@@ -185,9 +185,12 @@ class Store:
         return f"{self.uri}/{path}{self._options}"
 
     def find(self, key: Key) -> Artifact | None:
-        """The finished artifact, or nothing."""
+        """The finished artifact; nothing if there is none, or none that this user may read."""
         path = f"{self.path_of(key)}/{MANIFEST}"
-        if self.fs.get_file_info(path).type != pafs.FileType.File:
+        try:
+            if self.fs.get_file_info(path).type != pafs.FileType.File:
+                return None
+        except PermissionError:
             return None
         with self.fs.open_input_stream(path) as stream:
             return Artifact(self, key, json.loads(stream.read()))
@@ -195,7 +198,10 @@ class Store:
     def others(self, key: Key) -> list[Artifact]:
         """Finished artifacts of the same name that other recipes made."""
         folder = f"{self.root}/{key.kind}/{key.name}"
-        infos = self.fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+        try:
+            infos = self.fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+        except PermissionError:
+            return []
         names = sorted(info.base_name for info in infos if info.base_name != key.fingerprint)
         found = (self.find(Key(key.kind, key.name, name)) for name in names)
         return [artifact for artifact in found if artifact is not None]

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parent.parent
-RECIPE = ROOT / "jobs" / "recipes" / "phantom_tiny.yaml"
+from running import run_job
 
 # Two cores run two processes better than one with two threads.
 torch.set_num_threads(1)
-
-
-def run_job(word: str, store: Path, *options: str, recipe: Path = RECIPE) -> subprocess.CompletedProcess[str]:
-    """Run a job as a user does."""
-    command = [sys.executable, "-m", f"jobs.{word}", str(recipe), "--store", str(store), *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540, check=False
-    )
 
 
 @pytest.fixture(scope="session")
