@@ -390,7 +390,7 @@ class FixedRule(Section):
 class PercentileRule(Section):
     """Drop what scores over a percentile of unseen patients' scores."""
 
-    percentile: Annotated[float, Field(ge=0, le=100)] = 80.0
+    percentile: Annotated[float, Field(ge=0, le=100)] = 70.0
     """Published: 95."""
 
 
