@@ -194,3 +194,8 @@ def test_the_canonical_form_does_not_depend_on_the_order_of_keys() -> None:
     assert canonical({"b": 1, "a": {"d": 2, "c": 3}}) == canonical({"a": {"c": 3, "d": 2}, "b": 1})
     assert canonical(RECIPE.sample) == canonical(RECIPE.sample.model_dump())
     assert canonical(RECIPE.sample) != canonical(changed(RECIPE, {"sample.steps": 8}).sample)
+
+
+def test_the_demo_recipe_and_the_documented_defaults_are_one() -> None:
+    demo = next(path for path in RECIPES if path.name == "phantom.yaml")
+    assert read(demo) == changed(Recipe(), {"release.title": read(demo).release.title})
