@@ -45,7 +45,7 @@ class ScoreImages:
         self._score = score
         self._models = [networks.load(gallery / name).to(device) for name in NETWORKS]
         self._real = images.array(pq.read_table(gallery / "images.parquet")["image"])
-        self._galleries = [matching.Gallery.load(gallery / f"{name}.parquet") for name in NETWORKS]
+        self._galleries = [matching.Gallery.load(gallery / f"{name}_embeddings.parquet") for name in NETWORKS]
         self.reads = with_images(pa.schema([("row_id", pa.string())]), image_px, channels)
         self.adds = pa.schema([*list(SCORES)[1:], *list(AUDIT_SCORES)[1:]])
 

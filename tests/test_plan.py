@@ -81,7 +81,7 @@ def test_what_may_be_released_reads_private_artifacts_in_three_places_only(store
 
 
 @pytest.mark.parametrize(
-    "changes", [{"filter.percentile.percentile": 70}, {"filter.rule": "recall"}, {"sample.want_images": 10}]
+    "changes", [{"filter.percentile.percentile": 60}, {"filter.rule": "recall"}, {"sample.want_images": 10}]
 )
 def test_a_changed_filter_remakes_what_comes_after_and_nothing_before(store: Store, changes: dict[str, Any]) -> None:
     names = moved(store, changes)

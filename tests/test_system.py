@@ -207,6 +207,12 @@ def test_no_private_name_stands_in_the_releasable_part(finished_store: Path, art
             assert not [name for name in names if name in text], path
 
 
+def test_no_released_file_names_a_folder_of_this_machine(finished_store: Path) -> None:
+    for path in (finished_store / "release").rglob("*"):
+        if path.suffix in {".json", ".md", ".html", ".txt"}:
+            assert str(finished_store) not in path.read_text() and str(ROOT) not in path.read_text(), path
+
+
 def test_a_step_whose_input_is_missing_names_it_and_the_command_that_makes_it(tmp_path: Path) -> None:
     answer = run_job("sample", tmp_path / "empty")
     assert answer.returncode == 2
@@ -214,9 +220,12 @@ def test_a_step_whose_input_is_missing_names_it_and_the_command_that_makes_it(tm
 
 
 def test_a_run_killed_at_any_point_and_run_again_equals_the_undisturbed_one(
-    tmp_path: Path, artifacts: dict[str, Artifact], recipe: Recipe
+    tmp_path: Path, finished_store: Path, artifacts: dict[str, Artifact], recipe: Recipe
 ) -> None:
     store = tmp_path / "killed"
+    (store / "private").mkdir(parents=True)
+    # Pseudonyms depend on a key that each store makes for itself.
+    shutil.copy(finished_store / "private" / "patient.key", store / "private")
     command = [sys.executable, "-m", "jobs.all", str(RECIPE), "--store", str(store)]
     for seconds in (14.0, 24.0, 30.0):
         process = subprocess.Popen(

@@ -79,6 +79,7 @@ def save(
             pipeline = StableDiffusionPipeline(**parts)
         pipeline.save_pretrained(folder, safe_serialization=True)
     _name_tokenizer_class(folder)
+    _forget_origins(folder)
 
 
 def load(folder: Path, device: str = "cpu") -> DiffusionPipeline:
@@ -172,6 +173,14 @@ def _solver(cfg: config.Generator) -> Any:
         # At the cosine schedule's end a noise prediction says nothing about the image: x0 would be divided by 5e-5.
         lambda_min_clipped=-float("inf") if cfg.prediction == "v_prediction" else -5.1,
     )
+
+
+def _forget_origins(folder: Path) -> None:
+    """Take out the folder that a part was loaded from: it names this machine, and differs between equal runs."""
+    for path in folder.rglob("*.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _name_tokenizer_class(folder: Path) -> None:

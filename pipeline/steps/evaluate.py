@@ -234,7 +234,7 @@ def _changed(recipe: Recipe, probes: Records, folders: Mapping[str, Path]) -> pa
         columns["patient"] = probes.patients
         for name in NETWORKS:
             model = networks.load(folders["score/gallery"] / name)
-            gallery = matching.Gallery.load(folders["score/gallery"] / f"{name}.parquet")
+            gallery = matching.Gallery.load(folders["score/gallery"] / f"{name}_embeddings.parquet")
             queries = networks.embeddings(model, pixels_of_kind, recipe.score.batch_size)
             columns[name] = matching.best_matches(
                 model, queries, gallery, recipe.score.gallery_block
@@ -358,7 +358,7 @@ def _risk(inputs: Mapping[str, Artifact], test: Records, control: Records, perce
     gallery = inputs["score/gallery"].local()
     baseline = {}
     for name in NETWORKS:
-        pairs = matching.Gallery.load(gallery / f"{name}.parquet")
+        pairs = matching.Gallery.load(gallery / f"{name}_embeddings.parquet")
         generator = torch_generator(0, "baseline")
         n_pairs = len(test.images)
         baseline[name] = matching.shuffled_pairs(networks.load(gallery / name), pairs, n_pairs, generator).numpy()

@@ -140,7 +140,7 @@ def _ledger(inputs: Mapping[str, Artifact], train: records.Records, gallery_bloc
     kept = inputs["filter"].table("kept", ["row_id", "image"])
     folder = inputs["score/gallery"].local()
     model = networks.load(folder / "filter_network")
-    real = matching.Gallery.load(folder / "filter_network.parquet")
+    real = matching.Gallery.load(folder / "filter_network_embeddings.parquet")
     names = kept["row_id"].to_pylist()
     # The kept images stand in the gallery's place here: each training image looks for the closest of them.
     synthetic = matching.Gallery.of(model, _images(kept), names, names, 256)

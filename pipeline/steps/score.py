@@ -19,7 +19,7 @@ from pipeline.records import Records
 from pipeline.task import Made, Task, Work
 from pipeline.workers import NETWORKS, score_rows
 
-VERSION = 2
+VERSION = 3
 UNSEEN = ("control", "test")
 
 
@@ -66,7 +66,7 @@ def _gallery(train: Records, folders: dict[str, Path], score: config.Score, out:
         model = networks.load(folder)
         model.save(out / name)
         gallery = matching.Gallery.of(model, train.images, patients, train.row_ids, score.batch_size)
-        gallery.save(out / f"{name}.parquet")
+        gallery.save(out / f"{name}_embeddings.parquet")
         found = matching.best_matches(
             model, gallery.embeddings[several], gallery, score.gallery_block, exclude_row=torch.from_numpy(several)
         )

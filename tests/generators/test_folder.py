@@ -60,6 +60,15 @@ def test_nothing_but_safetensors_and_names_that_every_version_knows_are_saved(tm
     assert not any("TokenizersBackend" in path.read_text() for path in tmp_path.rglob("*.json"))
 
 
+def test_a_part_that_was_loaded_from_a_folder_does_not_carry_its_path(tmp_path: Path) -> None:
+    cfg = saved(tmp_path / "first")
+    parts = folder.load(tmp_path / "first")
+    vae = autoencoder.load(tmp_path / "first" / "vae")
+    folder.save(tmp_path / "second", vae, parts.tokenizer, parts.text_encoder, parts.transformer, cfg)
+    assert not [path for path in (tmp_path / "second").rglob("*.json") if str(tmp_path) in path.read_text()]
+    assert folder.load(tmp_path / "second").vae.config.latent_channels == 4
+
+
 def test_loggers_speak_again_after_a_quiet_block() -> None:
     logger = logging.getLogger(folder.CHATTY_LOGGERS[0])
     level = logger.level
