@@ -78,10 +78,11 @@ def _close(lines: list[plan.Line], store: Store, console: Console) -> int:
 
 def _planned(lines: list[plan.Line], recipe: Recipe) -> Table:
     table = Table(title=f"plan of {recipe.name}, seed {recipe.seed}", title_justify="left", box=None, padding=(0, 2))
-    for heading in ("task", "", "fingerprint", "why"):
+    for heading in ("task", "makes", "", "fingerprint", "why"):
         table.add_column(heading, no_wrap=heading != "why")
     for line in lines:
-        table.add_row(line.task.name, "reuse" if line.artifact else "run", line.key.fingerprint, line.why)
+        state = "reuse" if line.artifact else "run"
+        table.add_row(line.task.name, line.task.about, state, line.key.fingerprint, line.why)
     return table
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Int8, Int64, Shaped
 
 from pipeline.config import Evaluate
 from pipeline.estimate import Estimate
@@ -28,6 +28,7 @@ RATIOS = {
 SIZES = ((1, "1"), (3, "2-3"), (12, "4-12"), (29, "13-29"), (np.inf, "30+"))
 IMAGES_PER_PROMPT = 4
 NEAR = "near_duplicate"
+NO_FINDING = "none"
 
 Metrics = dict[str, Estimate]
 
@@ -53,6 +54,9 @@ class Risk(NamedTuple):
     """Scores of random pairs, by network."""
     train: pa.Table
     """row_id and patient_id of the gallery."""
+    shown: Mapping[str, Int8[np.ndarray, "n k"]]
+    """By subject (control, teacher, student): labels of a film, or those that a synthetic image's prompt asks for."""
+    findings: Sequence[str]
     percentile: float
 
 
@@ -73,7 +77,7 @@ def privacy(scores: Risk, filter_threshold: float | None) -> Metrics:
         for subject, table in subjects.items():
             found[f"privacy/{subject}/{ratio}"] = _share(_values(table, column) >= threshold)
             found[f"privacy/{subject}/{excess}"] = risk.difference(found[f"privacy/{subject}/{ratio}"], control)
-    return found | _by_images(scores) | _learned(scores) | _recall(scores, filter_threshold)
+    return found | _by_images(scores) | _by_finding(scores) | _learned(scores) | _recall(scores, filter_threshold)
 
 
 def control_threshold(control: Float[np.ndarray, " n"], percentile: float) -> float:
@@ -92,6 +96,19 @@ def _by_images(scores: Risk) -> Metrics:
         bands = [next(name for largest, name in SIZES if n <= largest) for n in n_images]
         ratios = risk.ratio_by_group(_values(table, "reid_score") >= threshold, bands)
         found |= {f"privacy/{subject}/reid_ratio_images_{name}": ratios[name] for _, name in SIZES if name in ratios}
+    return found
+
+
+def _by_finding(scores: Risk) -> Metrics:
+    """The ratio of the images that show a finding, and of those that show none."""
+    threshold = control_threshold(_values(scores.control, "reid_score"), scores.percentile)
+    found: Metrics = {}
+    for subject, table in {"control": scores.test, "teacher": scores.teacher, "student": scores.student}.items():
+        flags, present = _values(table, "reid_score") >= threshold, scores.shown[subject] == 1
+        groups = dict(zip(scores.findings, present.T, strict=True)) | {NO_FINDING: ~present.any(1)}
+        for name, group in groups.items():
+            clusters = scores.test_patients[group] if subject == "control" else np.arange(group.sum())
+            found[f"privacy/{subject}/reid_ratio_finding_{name}"] = risk.clustered(flags[group], clusters)
     return found
 
 

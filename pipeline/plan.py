@@ -58,7 +58,16 @@ def plan(recipe: Recipe, store: Store) -> list[Line]:
     A further round of samples is planned once a filter has found that too few were kept. Who may not read
     `private/` takes the number of rounds from the kept set.
     """
-    planned = [list(_lines(tasks(recipe, n), store)) for n in range(1, recipe.sample.max_rounds + 1)]
+    return _chosen(_candidates(recipe), store)
+
+
+def _candidates(recipe: Recipe) -> list[list[Task]]:
+    """The tasks for every number of rounds; made once a run, as a table cohort looks through its files for them."""
+    return [tasks(recipe, n) for n in range(1, recipe.sample.max_rounds + 1)]
+
+
+def _chosen(candidates: list[list[Task]], store: Store) -> list[Line]:
+    planned = [list(_lines(listed, store)) for listed in candidates]
     for n_rounds, lines in enumerate(planned, start=1):
         decided = _artifact(lines, f"filter/{n_rounds - 1}")
         if decided is not None and decided.facts["enough"]:
@@ -116,10 +125,11 @@ def run(recipe: Recipe, store: Store, words: Collection[str], view: View) -> lis
     """
     running: dict[Future[None], Task] = {}
     shown: set[str] = set()
+    candidates = _candidates(recipe)
     pool = ThreadPoolExecutor(max_workers=recipe.cluster.parallel_tasks)
     try:
         while True:
-            lines = plan(recipe, store)
+            lines = _chosen(candidates, store)
             wanted = [line for line in lines if line.task.word in words]
             for line in wanted:
                 if line.task.name not in shown:

@@ -163,7 +163,8 @@ def render(report: Report) -> str:
         auroc_axis=_auroc_axis(metrics),
         score_axis=report_plots.score_axis(report.scores.values(), report.threshold),
         auroc_rows=auroc_rows(metrics),
-        by_images=by_images(metrics),
+        by_images=by_group(metrics, "images"),
+        by_finding=by_group(metrics, "finding"),
         stages={drop.stage: [d for d in report.dropped if d.stage == drop.stage] for drop in report.dropped},
     )
 
@@ -232,14 +233,16 @@ def auroc_rows(metrics: Mapping[str, Estimate]) -> dict[str, str]:
     return {"macro_auroc": "All findings, macro", "micro_auroc": "All findings, micro", **findings}
 
 
-def by_images(metrics: Mapping[str, Estimate]) -> dict[str, dict[Subject, Estimate]]:
-    """Ratio by number of real images of the patient behind the prompt: band -> subject -> ratio."""
-    bands: dict[str, dict[Subject, Estimate]] = {}
+def by_group(
+    metrics: Mapping[str, Estimate], kind: Literal["images", "finding"]
+) -> dict[str, dict[Subject, Estimate]]:
+    """Ratio by group -> subject: by number of real images of the patient behind the prompt, or by finding."""
+    groups: dict[str, dict[Subject, Estimate]] = {}
     for key, estimate in metrics.items():
-        head, found, band = key.partition("/reid_ratio_images_")
+        head, found, group = key.partition(f"/reid_ratio_{kind}_")
         if found:
-            bands.setdefault(band, {})[head.removeprefix("privacy/")] = estimate
-    return bands
+            groups.setdefault(group, {})[head.removeprefix("privacy/")] = estimate
+    return groups
 
 
 def _flagged(ratio: Estimate) -> int:

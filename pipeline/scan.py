@@ -25,9 +25,9 @@ from pipeline.workers import ScoreImages
 def scan_package(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path) -> dict[str, int]:
     """Findings by kind in a release package: its images against every training image, its files against secrets."""
     released = package.read_images(folder / "dataset")
-    gallery = records.of_split(inputs["ingest"], "train")
+    originals = leaks.Originals.of(records.of_split(inputs["ingest"], "train").images)
     flags = [_flags(recipe, inputs, released, network) for network in measures.RATIOS]
-    found = Counter(leak.why for leak in leaks.scan_images(released, gallery.images, *flags))
+    found = Counter(leak.why for leak in leaks.scan_images(released, originals, *flags))
     return dict(found) | scan_text(recipe, inputs, folder)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.artifact import Artifact, Class, Draft
@@ -41,11 +41,12 @@ class Task:
     kind: Class = "private"
     version: int = 1
     slots: int = 1
-    """Share of `cluster.parallel_tasks` that it takes."""
+    """Share of `cluster.parallel_tasks` that it takes: two for what everything else waits for, so that no side task
+    slows it on a laptop."""
     resumable: bool = False
     """Whether an earlier attempt's leftovers are gone on from."""
-    about: str = field(default="", compare=False)
-    """One line for the plan."""
+    about: str = ""
+    """What it makes, in a few words for the plan."""
 
     @property
     def word(self) -> str:

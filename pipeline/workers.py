@@ -44,7 +44,7 @@ class ScoreImages:
         device = _device(score.gpus_per_actor)
         self._score = score
         self._models = [networks.load(gallery / name).to(device) for name in NETWORKS]
-        self._real = images.array(pq.read_table(gallery / "images.parquet")["image"])
+        self._originals = leaks.Originals.of(images.array(pq.read_table(gallery / "images.parquet")["image"]))
         self._galleries = [matching.Gallery.load(gallery / f"{name}_embeddings.parquet") for name in NETWORKS]
         self.reads = with_images(pa.schema([("row_id", pa.string())]), image_px, channels)
         self.adds = pa.schema([*list(SCORES)[1:], *list(AUDIT_SCORES)[1:]])
@@ -61,7 +61,7 @@ class ScoreImages:
             pa.array(found[0].reid_score.numpy(), pa.float32()),
             pa.array(nearest, pa.string()),
             pa.array(found[0].margin.numpy(), pa.float32()),
-            pa.array(leaks.pixel_copies(pixels, self._real)),
+            pa.array(self._originals.copies(pixels)),
             pa.array(found[1].reid_score.numpy(), pa.float32()),
         ]
         return pa.table(columns, schema=self.adds)

@@ -63,6 +63,12 @@ def scores(**changes: Any) -> Risk:
         },
         "train": pa.table({"row_id": [r for r, _ in TRAIN], "patient_id": [p for _, p in TRAIN]}),
         "percentile": 75.0,
+        "shown": {
+            "control": np.array([[1, 0], [1, 1], [-1, 0], [0, 0]], np.int8),
+            "teacher": np.array([[1, 0], [1, 0], [0, 1], [0, 0], [0, 1], [1, 1]], np.int8),
+            "student": np.array([[1, 0]] * 4 + [[0, 1]], np.int8),
+        },
+        "findings": ["edema", "mass"],
     }
     return Risk(**(given | changes))
 
@@ -98,6 +104,12 @@ def found() -> Metrics:
         ("teacher/reid_ratio_images_30+", 1, 1),
         ("student_private_prompts/reid_ratio_images_1", 1, 1),
         ("student_private_prompts/reid_ratio_images_30+", 0, 1),
+        ("control/reid_ratio_finding_edema", 1 / 2, 2),
+        ("control/reid_ratio_finding_none", 1 / 2, 2),
+        ("teacher/reid_ratio_finding_edema", 2 / 3, 3),
+        ("teacher/reid_ratio_finding_mass", 2 / 3, 3),
+        ("teacher/reid_ratio_finding_none", 1, 1),
+        ("student/reid_ratio_finding_mass", 1, 1),
         ("filter_network/near_duplicate_recall", 1 / 2, 2),
         ("filter_network/perturbed_recall_blur", 1 / 2, 2),
         ("filter_network/perturbed_recall_noise", 1, 1),
@@ -167,7 +179,8 @@ def test_the_images_that_the_learned_rate_counts_are_not_those_of_the_first_trai
     unseen = scored([0.1] * 100, [0.1] * 100)
     train = pa.table({"row_id": names, "patient_id": names})
     private = scored([0.1], [0.1], prompt_row_id=["000"])
-    others = dict.fromkeys(("test", "student", "kept"), unseen)
+    others: dict[str, Any] = dict.fromkeys(("test", "student", "kept"), unseen)
+    others["shown"] = {name: np.zeros((n, 2)) for name, n in (("control", 100), ("teacher", 1000), ("student", 100))}
     given = scores(teacher=teacher, train=train, student_private=private, test_patients=np.arange(100), **others)
     found = measures.privacy(given, None)
     # 100 of 1000 samples drawn evenly meet 1 - 0.9^10 = 65 % of the rows; the first 100 meet 10 %.

@@ -125,6 +125,8 @@ def _metrics(n: int) -> dict[str, Estimate]:
     for band, share, size in (("1-3", 0.121, 1420), ("4-12", 0.18, 498), ("30+", 0.835, 1582)):
         found[f"privacy/teacher/reid_ratio_images_{band}"] = wilson(round(share * size), size)
     found["privacy/student_private_prompts/reid_ratio_images_30+"] = wilson(5, 40)
+    for finding, share, size in (("pleural_effusion", 0.31, 640), ("none", 0.36, 1100)):
+        found[f"privacy/teacher/reid_ratio_finding_{finding}"] = wilson(round(share * size), size)
     for network, auc in (("filter_network", 0.9998), ("auditor", 0.9991)):
         found[f"privacy/{network}/verification_auc"] = Estimate(auc, auc - 0.0004, auc + 0.0002, 2000)
         found[f"privacy/{network}/recall"] = wilson(985, 1000)

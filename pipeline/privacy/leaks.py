@@ -8,9 +8,11 @@ is found is private: count it in logs and cards, never quote it. Axis letters: n
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, NamedTuple
 
@@ -63,9 +65,49 @@ class TextLeak(NamedTuple):
     """The secret as it was given; private."""
 
 
+@dataclass(frozen=True, eq=False)
+class Originals:
+    """Real images in the form in which copies of them are looked for: 4 kB each, whatever their size."""
+
+    first: Mapping[bytes, int]
+    """Digest of an image's bytes -> position of the first such image."""
+    hashes: UInt64[np.ndarray, " m"]
+    shapes: Float[np.ndarray, "m 1024"]
+
+    @classmethod
+    def of(cls, gallery: UInt8[np.ndarray, "m h w c"]) -> Originals:
+        """The images of a gallery, made ready once for any number of searches."""
+        first: dict[bytes, int] = {}
+        for j, image in enumerate(gallery):
+            first.setdefault(_digest(image), j)
+        blocks = [greys(gallery[start : start + BLOCK_IMAGES]) for start in range(0, len(gallery), BLOCK_IMAGES)]
+        small = np.concatenate(blocks) if blocks else np.zeros((0, GREY_PX, GREY_PX), np.float32)
+        return cls(first, perceptual_hash(small), _centred(small))
+
+    def same(self, images: UInt8[np.ndarray, "n h w c"]) -> dict[int, int]:
+        """Position of an image -> position of the first original with the same bytes."""
+        return {i: self.first[key] for i, image in enumerate(images) if (key := _digest(image)) in self.first}
+
+    def near(self, images: UInt8[np.ndarray, "n h w c"]) -> dict[int, int]:
+        """Position of an image -> position of the most correlated original among those that the hash proposes."""
+        small = greys(images)
+        hashes, shapes = perceptual_hash(small), _centred(small)
+        found: dict[int, int] = {}
+        for i in range(len(images)):
+            proposed = np.flatnonzero(np.bitwise_count(hashes[i] ^ self.hashes) <= HASH_BITS_NEAR)
+            correlations = self.shapes[proposed] @ shapes[i]
+            if len(proposed) and correlations.max() >= CORRELATION_NEAR:
+                found[i] = int(proposed[correlations.argmax()])
+        return found
+
+    def copies(self, images: UInt8[np.ndarray, "n h w c"]) -> Bool[np.ndarray, " n"]:
+        """Which images equal or nearly equal an original: dropped beside the rule, whatever networks say."""
+        return np.isin(np.arange(len(images)), [*self.same(images), *self.near(images)])
+
+
 def scan_images(
     released: UInt8[np.ndarray, "n h w c"],
-    gallery: UInt8[np.ndarray, "m h w c"],
+    originals: Originals,
     filter_flags: Bool[np.ndarray, " n"],
     auditor_flags: Bool[np.ndarray, " n"],
 ) -> list[ImageLeak]:
@@ -75,8 +117,7 @@ def scan_images(
     networks to confirm a near copy would let every one pass; that both flag an image says that the filter was
     not applied to it. A shifted or rotated copy is left to the networks. Costs n x m hash comparisons.
     """
-    same = _same_pixels(released, gallery)
-    near = _near_pixels(released, gallery)
+    same, near = originals.same(released), originals.near(released)
     leaks = []
     for i in range(len(released)):
         if i in same:
@@ -86,14 +127,6 @@ def scan_images(
         elif filter_flags[i] and auditor_flags[i]:
             leaks.append(ImageLeak(i, None, "both networks"))
     return leaks
-
-
-def pixel_copies(
-    images: UInt8[np.ndarray, "n h w c"], gallery: UInt8[np.ndarray, "m h w c"]
-) -> Bool[np.ndarray, " n"]:
-    """Which images equal or nearly equal a real one: dropped beside the rule, whatever networks say."""
-    found = _same_pixels(images, gallery).keys() | _near_pixels(images, gallery).keys()
-    return np.isin(np.arange(len(images)), list(found))
 
 
 def perceptual_hash(greys: Float[np.ndarray, "n 32 32"]) -> UInt64[np.ndarray, " n"]:
@@ -142,28 +175,8 @@ def scan_files(
     return leaks
 
 
-def _same_pixels(released: UInt8[np.ndarray, "n h w c"], gallery: UInt8[np.ndarray, "m h w c"]) -> dict[int, int]:
-    """Released position -> position of the first real image with the same bytes."""
-    where: dict[bytes, int] = {}
-    for j, image in enumerate(gallery):
-        where.setdefault(image.tobytes(), j)
-    return {i: where[key] for i, image in enumerate(released) if (key := image.tobytes()) in where}
-
-
-def _near_pixels(released: UInt8[np.ndarray, "n h w c"], gallery: UInt8[np.ndarray, "m h w c"]) -> dict[int, int]:
-    """Released position -> position of the most correlated real image among those that the hash proposes."""
-    small = greys(released)
-    hashes, shapes = perceptual_hash(small), _centred(small)
-    best: dict[int, tuple[float, int]] = {}
-    for start in range(0, len(gallery), BLOCK_IMAGES):
-        small = greys(gallery[start : start + BLOCK_IMAGES])
-        gallery_hashes, gallery_shapes = perceptual_hash(small), _centred(small)
-        for i in range(len(released)):
-            proposed = np.flatnonzero(np.bitwise_count(hashes[i] ^ gallery_hashes) <= HASH_BITS_NEAR)
-            for j, correlation in zip(proposed, gallery_shapes[proposed] @ shapes[i], strict=True):
-                if correlation >= CORRELATION_NEAR and correlation > best.get(i, (0.0, 0))[0]:
-                    best[i] = (float(correlation), start + int(j))
-    return {i: j for i, (_, j) in best.items()}
+def _digest(image: UInt8[np.ndarray, "h w c"]) -> bytes:
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
 def _centred(images: Float[np.ndarray, "n 32 32"]) -> Float[np.ndarray, "n 1024"]:

@@ -16,7 +16,17 @@ def tasks(recipe: Recipe) -> list[Task]:
     latents = generator.fingerprinted_latents(section) | {"seed": seed}
     config = generator.fingerprinted(section) | {"seed": seed}
     return [
-        Task("distill/latents", make_latents, latents, ("filter",), "releasable", VERSION, resumable=True),
+        Task(
+            "distill/latents",
+            make_latents,
+            latents,
+            ("filter",),
+            "releasable",
+            VERSION,
+            slots=2,
+            resumable=True,
+            about="student's autoencoder, tokenizer",
+        ),
         Task("distill", make, config, ("distill/latents",), "releasable", VERSION, resumable=True, about="student"),
     ]
 

@@ -36,6 +36,7 @@ from pipeline.utility import classifier
 from pipeline.workers import NETWORKS, sample_plan, score_rows
 
 VERSION = 2
+METRICS_VERSION = 3
 STUDENT_PLAN = pa.schema(
     [
         ("row_id", pa.string()),
@@ -66,7 +67,7 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
             version=VERSION,
             about="domain encoder",
         ),
-        Task("evaluate/real", make_real, arm, ("ingest",), version=VERSION, about="classifier"),
+        Task("evaluate/real", make_real, arm, ("ingest",), version=VERSION, about="classifier on real images"),
         Task(
             "evaluate/changed",
             make_changed,
@@ -76,8 +77,15 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
             version=VERSION,
             about="copies of training images",
         ),
-        Task("evaluate/teacher", make_teacher, arm, ("ingest", "sample/0"), version=VERSION, about="classifier"),
-        Task("evaluate/filtered", make_filtered, arm, ("ingest", "filter"), version=VERSION, about="classifier"),
+        Task(
+            "evaluate/teacher",
+            make_teacher,
+            arm,
+            ("ingest", "sample/0"),
+            version=VERSION,
+            about="... on the teacher's",
+        ),
+        Task("evaluate/filtered", make_filtered, arm, ("ingest", "filter"), version=VERSION, about="... on the kept"),
         Task(
             "evaluate/student_images",
             make_student_images,
@@ -86,6 +94,7 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
             version=VERSION,
             slots=recipe.sample.actors,
             resumable=True,
+            about="images of the student",
         ),
         Task(
             "evaluate/student_scores",
@@ -94,8 +103,16 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
             ("score/gallery", "evaluate/student_images"),
             version=VERSION,
             resumable=True,
+            about="their risk",
         ),
-        Task("evaluate/student", make_student, arm, ("ingest", "evaluate/student_images"), version=VERSION),
+        Task(
+            "evaluate/student",
+            make_student,
+            arm,
+            ("ingest", "evaluate/student_images"),
+            version=VERSION,
+            about="... on the student's",
+        ),
     ]
     arms = ["real", "teacher", "filtered", "student"]
     if section.large_factor > 1:
@@ -107,6 +124,7 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
                 larger,
                 ("ingest", "evaluate/student_images"),
                 version=VERSION,
+                about="... on more of the student's",
             )
         )
         arms.append("student_large")
@@ -128,8 +146,8 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
             *(f"evaluate/{part}" for part in parts),
         ),
         "releasable",
-        VERSION,
-        about="metrics",
+        METRICS_VERSION,
+        about="metrics.json",
     )
     return [*tests, final]
 
@@ -307,7 +325,8 @@ def _measured(recipe: Recipe, inputs: Mapping[str, Artifact], arms: Sequence[str
     kept = Synthetic(kept_table, images.array(kept_table["image"]), records.label_matrix(kept_table))
     teacher = records.synthetic(inputs["sample/0"], inputs["sample/0"])
     student = _student(inputs["evaluate/student_images"], "kept")
-    risk = _risk(inputs, test, control, section.control_percentile)
+    shown = {"control": test.labels, "teacher": records.label_matrix(_plans(inputs)), "student": student.labels}
+    risk = _risk(inputs, test, control, shown, section.control_percentile)
     encoder = classifier.load(inputs["evaluate/encoder"].local() / "classifier")
     real_classifier = classifier.load(inputs["evaluate/real"].local() / "classifier")
     synthetic = {"teacher": teacher, "filtered": kept, "student": student}
@@ -344,11 +363,22 @@ def _network_metrics(inputs: Mapping[str, Artifact]) -> dict[str, Estimate]:
     }
 
 
-def _risk(inputs: Mapping[str, Artifact], test: Records, control: Records, percentile: float) -> measures.Risk:
+def _plans(inputs: Mapping[str, Artifact]) -> pa.Table:
+    """The prompt plans of all rounds."""
+    rounds = [name for name in inputs if name.startswith("sample/")]
+    return pa.concat_tables([inputs[name].table("plan") for name in rounds]).sort_by("row_id")
+
+
+def _risk(
+    inputs: Mapping[str, Artifact],
+    test: Records,
+    control: Records,
+    shown: Mapping[str, np.ndarray],
+    percentile: float,
+) -> measures.Risk:
     """Every score that the privacy metrics count."""
-    rounds = sorted(name for name in inputs if name.startswith("score/") and name.split("/")[1].isdigit())
+    rounds = [name for name in inputs if name.startswith("score/") and name.split("/")[1].isdigit()]
     scores = pa.concat_tables([inputs[name].table() for name in rounds])
-    plans = pa.concat_tables([inputs[name.replace("score", "sample")].table("plan") for name in rounds])
     decided = _decided(inputs).table()
     student = inputs["evaluate/student_scores"].table()
     asked = inputs["evaluate/student_images"].table("plan", ["row_id", "prompt_row_id"])
@@ -366,12 +396,14 @@ def _risk(inputs: Mapping[str, Artifact], test: Records, control: Records, perce
         control=unseen.filter(pc.is_in(unseen["row_id"], control.table["row_id"].combine_chunks())),
         test=unseen.filter(pc.is_in(unseen["row_id"], test.table["row_id"].combine_chunks())),
         test_patients=test.patients,
-        teacher=scores.sort_by("row_id").append_column("prompt_row_id", plans.sort_by("row_id")["prompt_row_id"]),
+        teacher=scores.sort_by("row_id").append_column("prompt_row_id", _plans(inputs)["prompt_row_id"]),
         kept=scores.filter(pc.is_in(scores["row_id"], decided.filter(decided["keep"])["row_id"].combine_chunks())),
         student=student.filter(pc.starts_with(student["row_id"], "kept-")),
         student_private=student.filter(pc.starts_with(student["row_id"], "private-")),
         changed=inputs["evaluate/changed"].table(),
         baseline=baseline,
         train=train,
+        shown=shown,
+        findings=inputs["ingest"].facts["findings"],
         percentile=percentile,
     )

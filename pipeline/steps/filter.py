@@ -40,14 +40,18 @@ def round_tasks(recipe: Recipe, last: int) -> list[Task]:
         "class_quota": recipe.sample.class_quota,
     }
     inputs = ("ingest", "score/gallery", "score/unseen", *_rounds("sample", last), *_rounds("score", last))
-    return [Task(f"filter/{last}", make, config, inputs, version=VERSION, about=f"rule {recipe.filter.rule}")]
+    return [
+        Task(f"filter/{last}", make, config, inputs, version=VERSION, slots=2, about=f"rule {recipe.filter.rule}")
+    ]
 
 
 def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
     """`filter`: the kept images, releasable."""
     last = n_rounds - 1
     inputs = ("ingest", f"filter/{last}", *_rounds("sample", last))
-    return [Task("filter", make_kept, {"seed": recipe.seed}, inputs, "releasable", VERSION, about="the kept set")]
+    return [
+        Task("filter", make_kept, {"seed": recipe.seed}, inputs, "releasable", VERSION, slots=2, about="the kept set")
+    ]
 
 
 def make(work: Work) -> Made:

@@ -37,7 +37,7 @@ def tasks(recipe: Recipe) -> list[Task]:
     }
     if recipe.ingest.root is not None:
         config["source"] = table.source_digest(recipe.ingest.table, recipe.ingest.root)
-    return [Task("ingest", make, config, version=VERSION, slots=2, resumable=True, about="cohort to records")]
+    return [Task("ingest", make, config, version=VERSION, slots=2, resumable=True, about="records")]
 
 
 def make(work: Work) -> Made:

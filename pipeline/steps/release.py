@@ -40,7 +40,15 @@ def tasks(recipe: Recipe) -> list[Task]:
             VERSION,
             about="leak scan",
         ),
-        Task("release", make, judged, ("release/candidate", "release/scan", *inputs), "releasable", VERSION),
+        Task(
+            "release",
+            make,
+            judged,
+            ("release/candidate", "release/scan", *inputs),
+            "releasable",
+            VERSION,
+            about="verdicts, package",
+        ),
     ]
 
 

@@ -28,15 +28,36 @@ def calibration_tasks(recipe: Recipe) -> list[Task]:
     nets = tuple(f"identify/{name}" for name in NETWORKS)
     section = _section(recipe)
     return [
-        Task("score/gallery", make_gallery, section, ("ingest", *nets), version=VERSION, about="embeddings"),
-        Task("score/unseen", make_unseen, section, ("ingest", "score/gallery"), version=VERSION, resumable=True),
+        Task(
+            "score/gallery", make_gallery, section, ("ingest", *nets), version=VERSION, about="real images, embedded"
+        ),
+        Task(
+            "score/unseen",
+            make_unseen,
+            section,
+            ("ingest", "score/gallery"),
+            version=VERSION,
+            resumable=True,
+            about="risk of unseen patients",
+        ),
     ]
 
 
 def round_tasks(recipe: Recipe, number: int) -> list[Task]:
     """`score/<number>`: the risk of every sample of a round."""
     inputs = ("score/gallery", f"sample/{number}")
-    return [Task(f"score/{number}", make_round, _section(recipe), inputs, version=VERSION, resumable=True)]
+    return [
+        Task(
+            f"score/{number}",
+            make_round,
+            _section(recipe),
+            inputs,
+            version=VERSION,
+            slots=2,
+            resumable=True,
+            about="risk of the samples",
+        )
+    ]
 
 
 def _section(recipe: Recipe) -> dict[str, Any]:

@@ -18,7 +18,16 @@ def tasks(recipe: Recipe) -> list[Task]:
     latents = generator.fingerprinted_latents(section) | {"seed": seed}
     config = generator.fingerprinted(section) | {"seed": seed}
     return [
-        Task("teach/latents", make_latents, latents, ("ingest",), version=VERSION, resumable=True),
+        Task(
+            "teach/latents",
+            make_latents,
+            latents,
+            ("ingest",),
+            version=VERSION,
+            slots=2,
+            resumable=True,
+            about="teacher's autoencoder, tokenizer",
+        ),
         Task("teach", make, config, ("teach/latents",), version=VERSION, resumable=True, about="teacher"),
     ]
 

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, UInt8
 from scipy.stats import t
 from torch import Tensor
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from pipeline.estimate import Estimate
 from pipeline.images import to_torch
@@ -57,6 +56,9 @@ def ms_ssim(first: Float[Tensor, "p c h w"], second: Float[Tensor, "p c h w"]) -
 
     Source: Wang, Simoncelli & Bovik, Asilomar 2003, eq. 7, kernel 11 px, σ 1.5, on the scales of `scale_weights`.
     """
+    # It brings in all of transformers, 1.5 s for each of the many processes that only pass by here.
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
     betas = scale_weights(min(first.shape[-2:]))
     block = max(BLOCK_PIXELS // first[0].numel(), 1)
     return torch.cat(

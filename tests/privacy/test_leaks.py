@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 
 from pipeline import images, seeds
 from pipeline.privacy import leaks
-from pipeline.privacy.leaks import Kind, perceptual_hash, pixel_copies, scan_files, scan_images
+from pipeline.privacy.leaks import Kind, Originals, perceptual_hash, scan_files, scan_images
 
 NIH = Path(__file__).resolve().parents[3] / "shared" / "data" / "nih_cxr14"
 ID, ROW, SOURCE, PHRASE = "00012345", "nih-00000017", "images/00012345_003.png", "ribbon-like lower lobe scar"
@@ -47,7 +47,7 @@ def no_flags(films: np.ndarray) -> np.ndarray:
 
 
 def scan(released: np.ndarray, gallery: np.ndarray) -> list[leaks.ImageLeak]:
-    return scan_images(released, gallery, no_flags(released), no_flags(released))
+    return scan_images(released, Originals.of(gallery), no_flags(released), no_flags(released))
 
 
 def test_a_planted_copy_is_found_with_its_original() -> None:
@@ -75,13 +75,13 @@ def test_an_altered_copy_is_found_with_its_original(perturbed) -> None:
 def test_exact_and_near_copies_are_pixel_copies_and_strangers_are_not() -> None:
     gallery, strangers = smooth_images(50, "gallery"), smooth_images(4, "released")
     films = np.concatenate([strangers, gallery[7:8], with_noise(gallery[20:22], 5), strangers[:1]])
-    assert pixel_copies(films, gallery).tolist() == [False] * 4 + [True] * 3 + [False]
+    assert Originals.of(gallery).copies(films).tolist() == [False] * 4 + [True] * 3 + [False]
 
 
 def test_without_images_on_either_side_there_is_no_pixel_copy() -> None:
     films = smooth_images(3, "films")
-    assert pixel_copies(films, films[:0]).tolist() == [False] * 3
-    assert pixel_copies(films[:0], films).tolist() == []
+    assert Originals.of(films[:0]).copies(films).tolist() == [False] * 3
+    assert Originals.of(films).copies(films[:0]).tolist() == []
 
 
 def test_blocks_of_the_gallery_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ def test_strangers_and_blank_images_are_no_leak() -> None:
 def test_an_image_is_a_leak_by_both_networks_but_not_by_one() -> None:
     released, gallery = smooth_images(4, "released"), smooth_images(20, "gallery")
     by_filter, by_auditor = np.array([True, True, False, False]), np.array([True, False, True, False])
-    assert scan_images(released, gallery, by_filter, by_auditor) == [(0, None, "both networks")]
+    assert scan_images(released, Originals.of(gallery), by_filter, by_auditor) == [(0, None, "both networks")]
 
 
 def test_nothing_released_and_nothing_real_are_no_leak() -> None:
