@@ -19,9 +19,11 @@ Frac = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0.0)]
+Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 
 SPLITS = ("train", "identify", "audit", "control", "test")
 Split = Literal["train", "identify", "audit", "control", "test"]
+Rule = Literal["fixed", "percentile", "recall", "fdr", "none"]
 
 
 class ConfigError(ValueError):
@@ -242,8 +244,10 @@ class Generator(Section):
     """Share of prompts replaced by the empty one, for classifier-free guidance (arXiv 2207.12598)."""
     checkpoint_images: Count = 25_600
     """Images between checkpoints."""
-    workers: Count = 1
-    """Ray Train workers."""
+    seed_offset: int = 0
+    """Added to the recipe's seed."""
+    workers: NonNegativeInt = 1
+    """Ray Train workers; 0 trains in the process of the step itself, which starts none and cannot resume."""
     cpus_per_worker: Positive = 1.0
     """CPU slots of one worker; on CPU its threads too."""
     gpu: bool = False
@@ -251,7 +255,7 @@ class Generator(Section):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
-        if self.batch_size % self.workers:
+        if self.batch_size % max(1, self.workers):
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of workers {self.workers}")
         return self
 
@@ -347,9 +351,9 @@ class Sample(Section):
     """Fixed shape that every batch is padded to."""
     block_rows: Count = 448
     """Rows lost at most when an actor dies."""
-    actors: Count = 2
-    """Largest size of the actor pool."""
-    min_actors: Count = 1
+    actors: NonNegativeInt = 2
+    """Largest size of the actor pool; 0 samples in the process of the step itself."""
+    min_actors: NonNegativeInt = 1
     """Smallest size of the actor pool."""
     cpus_per_actor: Positive = 1.0
     """CPU slots of one actor."""
@@ -372,8 +376,8 @@ class Score(Section):
     """Gallery images compared at a time."""
     block_rows: Count = 4_096
     """Rows lost at most when an actor dies."""
-    actors: Count = 1
-    """Size of the actor pool."""
+    actors: NonNegativeInt = 1
+    """Size of the actor pool; 0 scores in the process of the step itself."""
     cpus_per_actor: Positive = 1.0
     """CPU slots of one actor."""
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
@@ -390,7 +394,7 @@ class FixedRule(Section):
 class PercentileRule(Section):
     """Drop what scores over a percentile of unseen patients' scores."""
 
-    percentile: Annotated[float, Field(ge=0, le=100)] = 70.0
+    percentile: Percent = 70.0
     """Published: 95."""
 
 
@@ -413,7 +417,7 @@ class FdrRule(Section):
 class Filter(Section):
     """Which samples are kept."""
 
-    rule: Literal["fixed", "percentile", "recall", "fdr", "none"] = "percentile"
+    rule: Rule = "percentile"
     """The rule; its own section below has the parameter."""
     fixed: FixedRule = FixedRule()
     """Rule `fixed`."""
@@ -423,6 +427,8 @@ class Filter(Section):
     """Rule `recall`."""
     fdr: FdrRule = FdrRule()
     """Rule `fdr`."""
+    max_per_class: Count | None = None
+    """Most images kept of one finding, and of those without any; the least re-identifiable stay. None keeps all."""
 
 
 class Classifier(Section):
@@ -499,6 +505,51 @@ class Release(Section):
     """Most kept images in the released set."""
 
 
+class Tune(Section):
+    """The study: how strict must the filter be, and what does that cost? Ranges are tried from end to end."""
+
+    trials: Count = 16
+    """Settings tried; one of them is the recipe's own, one has no filter."""
+    rules: tuple[Rule, ...] = ("percentile", "recall", "fdr", "fixed")
+    """Rules tried, each within its range below."""
+    fixed: tuple[Frac, Frac] = (0.01, 0.9)
+    """Thresholds, on a logarithmic scale."""
+    percentile: tuple[Percent, Percent] = (30.0, 99.0)
+    """Percentiles of unseen patients' scores."""
+    recall: tuple[Frac, Frac] = (0.5, 0.99)
+    """Recalls of images of the same patient."""
+    fdr: tuple[Frac, Frac] = (0.01, 0.5)
+    """False discovery rates, on a logarithmic scale."""
+    guidance_scale: tuple[Annotated[float, Field(ge=1)], ...] = ()
+    """Guidance scales tried; each other than the recipe's samples the teacher anew. Empty keeps the recipe's."""
+    max_per_class: tuple[Count, ...] = ()
+    """Caps on the kept images of a finding that are tried; empty keeps the recipe's."""
+    climb: tuple[Count, Count] = (6, 4)
+    """Most settings that are measured with a short student, and of these with a full one."""
+    short_frac: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Length of a short student's training and of its test, as a share of the full one's."""
+    student_seeds: Count = 3
+    """Students that each setting of the front is measured with."""
+    max_ratio: Frac = 0.1
+    """The question: which setting is most useful while the auditor's ratio is at most this, with 95 % confidence?"""
+    concurrent: Count = 2
+    """Trials that run side by side."""
+    mlflow: str | None = None
+    """Address of an MLflow tracking server or `sqlite:///FILE`, to which trials are logged too; none logs nothing."""
+
+    @model_validator(mode="after")
+    def _has_a_space(self) -> Self:
+        if not self.rules or set(self.rules) == {"none"}:
+            raise ValueError("tune.rules: want a rule with a range to try, got none — name one, e.g. [percentile]")
+        for rule in self.rules:
+            low, high = getattr(self, rule) if rule != "none" else (0, 1)
+            if low >= high:
+                raise ValueError(f"tune.{rule}: want a range from low to high, got {low:g} to {high:g}")
+            if low == 0 and rule in ("fixed", "fdr"):
+                raise ValueError(f"tune.{rule}: want a range over 0, as its scale is logarithmic, got {low:g}")
+        return self
+
+
 class Cluster(Section):
     """The machine that the steps run on."""
 
@@ -535,6 +586,8 @@ class Recipe(Section):
     """Everything to metrics."""
     release: Release = Release()
     """Student, kept images and metrics to a package."""
+    tune: Tune = Tune()
+    """Filter settings to a front of privacy and utility."""
     cluster: Cluster = Cluster()
     """Where it runs; never part of a fingerprint."""
 

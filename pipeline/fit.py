@@ -10,18 +10,20 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 import ray
 import ray.data
 import torch
 from ray import train
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchTrainer, get_device, prepare_model
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from pipeline.generators.training import Fit
 from pipeline.progress import Bar
+from pipeline.rows import read_rows
 
 STATE = "state.safetensors"
 RESULT = "result"
@@ -30,15 +32,24 @@ MAX_FAILURES = 3
 
 @dataclass(frozen=True)
 class Group:
-    """How many Ray Train workers, and how large each is."""
+    """How many Ray Train workers, and how large each is; none is the calling process itself."""
 
     workers: int = 1
     cpus: float = 1.0
     gpu: bool = False
 
 
+class Place(NamedTuple):
+    """Where a trainee runs."""
+
+    rank: int
+    device: torch.device
+    prepared: Callable[[nn.Module], Any]
+    """Moves a module to the device, and wraps it where several workers average gradients."""
+
+
 class Trainee(Protocol):
-    """What one worker trains: made from the rows, its rank and its device."""
+    """What one worker trains: made from the rows and its place."""
 
     @property
     def fit(self) -> Fit:
@@ -69,15 +80,18 @@ def train_on_rows(
     Every worker holds all rows (latents are small) and takes its slice of each global batch, so that the result
     does not depend on how a data set would have been split.
     """
+    config = {
+        "trainee": trainee,
+        "arguments": dict(arguments),
+        "checkpoint_images": checkpoint_images,
+        "threads": max(1, int(group.cpus)),
+        "bar": bar,
+    }
+    if not group.workers:
+        return _in_process(config, rows_uri, group)
     trainer = TorchTrainer(
         _loop,
-        train_loop_config={
-            "trainee": trainee,
-            "arguments": dict(arguments),
-            "checkpoint_images": checkpoint_images,
-            "threads": max(1, int(group.cpus)),
-            "bar": bar,
-        },
+        train_loop_config=config,
         scaling_config=train.ScalingConfig(
             num_workers=group.workers, use_gpu=group.gpu, resources_per_worker={"CPU": group.cpus}
         ),
@@ -105,31 +119,49 @@ def small(function: Callable[..., Any], *arguments: Any, cpus: float = 1.0, gpu:
         return function(*values)
 
     with_threads.__name__ = function.__name__
-    task = ray.remote(num_cpus=cpus, num_gpus=float(gpu))(with_threads)
+    # A trial of a study must not take the task into its own placement group, which is too small for it.
+    task = ray.remote(num_cpus=cpus, num_gpus=float(gpu), scheduling_strategy="DEFAULT")(with_threads)
     return ray.get(task.remote(*arguments))
+
+
+def _in_process(config: Mapping[str, Any], rows_uri: str, group: Group) -> Path:
+    """The same steps here and now, without a checkpoint: for a fit that is over before workers would have started."""
+    torch.set_num_threads(config["threads"])
+    device = torch.device("cuda" if group.gpu else "cpu")
+    place = Place(0, device, lambda module: module.to(device))
+    trainee = config["trainee"](read_rows(rows_uri).sort_by("row_id"), place=place, **config["arguments"])
+    _train(trainee, config, None, lambda: None)
+    out = Path(tempfile.mkdtemp(prefix="pd-")) / RESULT
+    trainee.save(out)
+    return out
 
 
 def _loop(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
-    context, bar = train.get_context(), config["bar"]
-    is_first = context.get_world_rank() == 0
-    trainee = config["trainee"](_rows(), rank=context.get_world_rank(), **config["arguments"])
-    fit = trainee.fit
+    rank = train.get_context().get_world_rank()
+    place = Place(rank, get_device(), prepare_model)
+    trainee = config["trainee"](_shard(), place=place, **config["arguments"])
     checkpoint = train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            fit.load_state(load_file(Path(folder) / STATE))
-    if is_first:
+            trainee.fit.load_state(load_file(Path(folder) / STATE))
+    if trainee.fit.done:  # killed between the last checkpoint and the end
+        _report(trainee, rank == 0)
+    _train(trainee, config, config["bar"] if rank == 0 else None, lambda: _report(trainee, rank == 0))
+
+
+def _train(trainee: Trainee, config: Mapping[str, Any], bar: Bar | None, report: Callable[[], None]) -> None:
+    """Step until the fit is done; report at every checkpoint and at the end."""
+    fit, every = trainee.fit, config["checkpoint_images"]
+    if bar is not None:
         bar.begin(fit.n_images, fit.images_seen)
-    if fit.done:  # killed between the last checkpoint and the end
-        _report(trainee, is_first)
     while not fit.done:
         before = fit.images_seen
         trainee.step()
-        if is_first:
+        if bar is not None:
             bar.add(fit.images_seen - before)
-        if fit.done or fit.images_seen // config["checkpoint_images"] > before // config["checkpoint_images"]:
-            _report(trainee, is_first)
+        if fit.done or fit.images_seen // every > before // every:
+            report()
 
 
 def _report(trainee: Trainee, is_first: bool) -> None:
@@ -145,7 +177,7 @@ def _report(trainee: Trainee, is_first: bool) -> None:
         train.report(metrics, checkpoint=train.Checkpoint.from_directory(folder))
 
 
-def _rows() -> pa.Table:
+def _shard() -> pa.Table:
     shard = train.get_dataset_shard("rows")
     assert shard is not None  # the trainer was given it
     blocks = shard.iter_batches(batch_format="pyarrow", batch_size=4096)

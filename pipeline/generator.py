@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pyarrow as pa
 import torch
-from ray.train.torch import get_device, prepare_model
 
 from pipeline import config, fit, images, rows
 from pipeline.artifact import folder_digest
@@ -32,7 +31,9 @@ ENCODE_BATCH_ROWS = 256
 
 def fingerprinted(section: config.Generator) -> dict[str, Any]:
     """What of a section decides the model: not the size of a worker, and a folder by its content."""
-    told = section.model_dump(mode="json", exclude={"cpus_per_worker": True, "gpu": True, "text": {"folder"}})
+    told = section.model_dump(mode="json", exclude={"cpus_per_worker", "gpu", "seed_offset"})
+    del told["text"]["folder"]
+    told["workers"] = max(1, told["workers"])  # one worker and none take the same steps
     return told | {"text_folder": folder_digest(section.text.folder)}
 
 
@@ -129,8 +130,8 @@ class Encode:
 class DenoiserTrainee:
     """Trains the denoiser, and its text encoder if that one learns too, on latents."""
 
-    def __init__(self, table: pa.Table, *, rank: int, section: config.Generator, parts: Path, seed: int):
-        self._parts, self._section, device = parts, section, get_device()
+    def __init__(self, table: pa.Table, *, place: fit.Place, section: config.Generator, parts: Path, seed: int):
+        self._parts, self._section, device = parts, section, place.device
         self._latents = _tensor(table["latent"], device)
         self._text, self._mask = _tensor(table["text"], device), _tensor(table["mask"], device)
         self._tokenizer = text.load_tokenizer(parts / "tokenizer", section.text.max_tokens)
@@ -145,14 +146,13 @@ class DenoiserTrainee:
         if not learns:
             with torch.no_grad():
                 null = text.embed(encoder, ids, mask, section.denoiser.kind)
-        # prepare_model moves what it is given to the worker's device.
         self.fit = training.Training(
             section,
-            prepare_model(model),
-            prepare_model(encoder) if learns else None,
+            place.prepared(model),
+            place.prepared(encoder) if learns else None,
             (null[0].to(device), mask[0].to(device)),
             seed,
-            rank,
+            place.rank,
         )
 
     def step(self) -> None:
@@ -171,14 +171,13 @@ class DenoiserTrainee:
 class AutoencoderTrainee:
     """Trains an AutoencoderKL on images."""
 
-    def __init__(self, table: pa.Table, *, rank: int, section: config.Generator, seed: int):
+    def __init__(self, table: pa.Table, *, place: fit.Place, section: config.Generator, seed: int):
         self._images = images.array(table["image"])
-        device = get_device()
         model = autoencoder.build(section.autoencoder, self._images, seed)
         _, latent_px = autoencoder.latent_shape(section.autoencoder, self._images.shape[-1], self._images.shape[1])
-        objective = prepare_model(autoencoder.Objective(section.autoencoder, cast("AutoencoderKL", model)))
-        self.fit = training.AutoencoderTraining(section, objective, latent_px, seed, rank)
-        self._device = device
+        objective = place.prepared(autoencoder.Objective(section.autoencoder, cast("AutoencoderKL", model)))
+        self.fit = training.AutoencoderTraining(section, objective, latent_px, seed, place.rank)
+        self._device = place.device
 
     def step(self) -> None:
         """Train on this worker's part of the next batch."""

@@ -166,7 +166,7 @@ def utility(
         estimates = auroc.bootstrap_auroc(
             test.labels, scores, test.patients, findings, n_resamples=section.bootstrap, seed=seed
         )
-        found |= {f"utility/{arm}/{_auroc_name(name)}": estimate for name, estimate in estimates.items()}
+        found |= {f"utility/{arm}/{auroc_name(name)}": estimate for name, estimate in estimates.items()}
     for reference in ("real", "teacher"):
         ratio = auroc.retention(
             test.labels,
@@ -196,7 +196,7 @@ def adherence(
         estimates = auroc.bootstrap_auroc(
             made.labels, scores, clusters, findings, n_resamples=section.bootstrap, seed=seed
         )
-        found |= {f"adherence/{subject}/{_auroc_name(name)}": estimate for name, estimate in estimates.items()}
+        found |= {f"adherence/{subject}/{auroc_name(name)}": estimate for name, estimate in estimates.items()}
     return found
 
 
@@ -243,7 +243,8 @@ def _diversity(subject: str, made: Synthetic, n_prompts: int, seed: int) -> Metr
     return {f"fidelity/{subject}/ms_ssim_{name}": value for name, value in pairs.items() if value is not None}
 
 
-def _auroc_name(name: str) -> str:
+def auroc_name(name: str) -> str:
+    """The metric's name of a finding's AUROC, or of `macro` or `micro`."""
     return f"{name}_auroc" if name in ("macro", "micro") else f"auroc_{name}"
 
 

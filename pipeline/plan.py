@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 from pipeline.artifact import Artifact, ArtifactError, Key, Store, fingerprint
 from pipeline.config import Recipe, canonical
-from pipeline.progress import View
+from pipeline.progress import Silence, View
 from pipeline.steps import distill, evaluate, filter, identify, ingest, release, report, sample, score, teach
 from pipeline.task import Task, Work
 
@@ -52,18 +52,21 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
     ]
 
 
-def plan(recipe: Recipe, store: Store) -> list[Line]:
+Listing = Callable[[Recipe, int], list[Task]]
+
+
+def plan(recipe: Recipe, store: Store, listing: Listing = tasks) -> list[Line]:
     """Every task with its key and, where it is finished, its artifact.
 
     A further round of samples is planned once a filter has found that too few were kept. Who may not read
     `private/` takes the number of rounds from the kept set.
     """
-    return _chosen(_candidates(recipe), store)
+    return _chosen(_candidates(recipe, listing), store)
 
 
-def _candidates(recipe: Recipe) -> list[list[Task]]:
+def _candidates(recipe: Recipe, listing: Listing) -> list[list[Task]]:
     """The tasks for every number of rounds; made once a run, as a table cohort looks through its files for them."""
-    return [tasks(recipe, n) for n in range(1, recipe.sample.max_rounds + 1)]
+    return [listing(recipe, n) for n in range(1, recipe.sample.max_rounds + 1)]
 
 
 def _chosen(candidates: list[list[Task]], store: Store) -> list[Line]:
@@ -118,25 +121,27 @@ def _differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
         yield f"{path} {there} -> {here}"
 
 
-def run(recipe: Recipe, store: Store, words: Collection[str], view: View) -> list[Line]:
-    """Make what is missing of these words' artifacts; the finished plan.
+def run(
+    recipe: Recipe, store: Store, wanted: Collection[str], view: View | Silence, listing: Listing = tasks
+) -> list[Line]:
+    """Make what is missing of the artifacts of these words or task names; the finished plan.
 
     Raises: ArtifactError if a word's input belongs to another word and is not there; whatever a task raises.
     """
     running: dict[Future[None], Task] = {}
     shown: set[str] = set()
-    candidates = _candidates(recipe)
+    candidates = _candidates(recipe, listing)
     pool = ThreadPoolExecutor(max_workers=recipe.cluster.parallel_tasks)
     try:
         while True:
             lines = _chosen(candidates, store)
-            wanted = [line for line in lines if line.task.word in words]
-            for line in wanted:
+            mine = [line for line in lines if {line.task.word, line.task.name} & {*wanted}]
+            for line in mine:
                 if line.task.name not in shown:
                     shown.add(line.task.name)
                     view.note(line.task.name, "reused" if line.artifact else "waiting")
             busy = {task.name for task in running.values()}
-            missing = [line for line in wanted if line.artifact is None and line.task.name not in busy]
+            missing = [line for line in mine if line.artifact is None and line.task.name not in busy]
             if not missing and not running:
                 return lines
             done = {line.task.name: line.artifact for line in lines if line.artifact}
@@ -158,7 +163,7 @@ def run(recipe: Recipe, store: Store, words: Collection[str], view: View) -> lis
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _make(recipe: Recipe, store: Store, line: Line, inputs: Mapping[str, Artifact], view: View) -> None:
+def _make(recipe: Recipe, store: Store, line: Line, inputs: Mapping[str, Artifact], view: View | Silence) -> None:
     task, started = line.task, time.monotonic()
     view.note(task.name, "running")
     try:

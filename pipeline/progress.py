@@ -52,11 +52,27 @@ class Bar:
 
     def begin(self, total: int, done: int = 0) -> None:
         """Set what the task will count to."""
-        self.board.begin.remote(self.task, total, done)
+        if self.board is not None:
+            self.board.begin.remote(self.task, total, done)
 
     def add(self, n: int = 1) -> None:
         """Count n more."""
-        self.board.add.remote(self.task, n)
+        if self.board is not None:
+            self.board.add.remote(self.task, n)
+
+
+class Silence:
+    """A view that shows nothing, for a run within a run."""
+
+    def __init__(self) -> None:
+        self.started_at = time.time()
+
+    def bar(self, task: str) -> Bar:
+        """A place on no board."""
+        return Bar(None, task)
+
+    def note(self, task: str, state: str, seconds: float = 0.0, note: str = "") -> None:
+        """Nothing."""
 
 
 class View:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import ray.data
 from ray.data import ActorPoolStrategy, SaveMode
 from ray.data.checkpoint import CheckpointConfig
@@ -32,7 +33,7 @@ class Worker(Protocol):
 
 @dataclass(frozen=True)
 class Pool:
-    """How many workers, how large each is, and what they take at a time."""
+    """How many workers (none is the calling process itself), how large each is, and what they take at a time."""
 
     max_actors: int
     batch_rows: int
@@ -58,6 +59,26 @@ def append_columns(
     """
     n_rows = count_rows(source_uri)
     bar.begin(n_rows, count_rows(out_uri))
+    if pool.max_actors:
+        _stream(source_uri, worker, arguments, out_uri, work_uri, pool, bar)
+    else:
+        _in_process(source_uri, _Operator(worker, dict(arguments), bar), out_uri, pool.batch_rows)
+    written = count_rows(out_uri)
+    if written != n_rows:
+        raise SchemaError(f"{worker.__name__}: want {n_rows} rows, got {written} — remove {out_uri} and run again")
+    return n_rows
+
+
+def _stream(
+    source_uri: str,
+    worker: type[Worker],
+    arguments: Mapping[str, Any],
+    out_uri: str,
+    work_uri: str,
+    pool: Pool,
+    bar: Bar,
+) -> None:
+    """Through a pool of actors."""
     operator = type(worker.__name__, (_Operator,), {})  # Ray names the operator after the class
     rows = ray.data.read_parquet(source_uri)
     rows.context.enable_progress_bars = False
@@ -74,15 +95,30 @@ def append_columns(
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
     ).write_parquet(out_uri, mode=SaveMode.APPEND)
-    written = count_rows(out_uri)
-    if written != n_rows:
-        raise SchemaError(f"{worker.__name__}: want {n_rows} rows, got {written} — remove {out_uri} and run again")
-    return n_rows
+
+
+def _in_process(source_uri: str, operator: _Operator, out_uri: str, batch_rows: int) -> None:
+    """One batch after the other here, for few rows: starting an actor takes longer than a trial has."""
+    source = read_rows(source_uri)
+    batches = [operator(source.slice(start, batch_rows)) for start in range(0, len(source), batch_rows)]
+    fs, path = _located(out_uri)
+    fs.create_dir(path, recursive=True)
+    pq.write_table(pa.concat_tables(batches), f"{path}/rows.parquet", filesystem=fs)
+
+
+def read_rows(uri: str) -> pa.Table:
+    """The whole Parquet file or folder at `uri`, in whatever order its files are."""
+    fs, path = _located(uri)
+    return pads.dataset(path, filesystem=fs, format="parquet").to_table()
+
+
+def _located(uri: str) -> tuple[pafs.FileSystem, str]:
+    return (pafs.LocalFileSystem(), uri) if "://" not in uri else pafs.FileSystem.from_uri(uri)
 
 
 def count_rows(uri: str) -> int:
     """Rows in the Parquet file or folder at `uri`; 0 if there is none."""
-    fs, path = (pafs.LocalFileSystem(), uri) if "://" not in uri else pafs.FileSystem.from_uri(uri)
+    fs, path = _located(uri)
     if fs.get_file_info(path).type == pafs.FileType.NotFound:
         return 0
     return pads.dataset(path, filesystem=fs, format="parquet").count_rows()

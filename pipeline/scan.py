@@ -17,7 +17,8 @@ from jaxtyping import Bool, UInt8
 from pipeline import measures, package, records
 from pipeline.artifact import Artifact
 from pipeline.cohorts import text
-from pipeline.config import Recipe
+from pipeline.config import Recipe, TextEncoder
+from pipeline.generators.text import load_tokenizer
 from pipeline.privacy import leaks
 from pipeline.workers import ScoreImages
 
@@ -34,7 +35,7 @@ def scan_package(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path) -
 def scan_text(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path) -> dict[str, int]:
     """Findings by kind in the files of a folder."""
     prompts = inputs["filter"].table("kept", ["prompt"])["prompt"].to_pylist()
-    allowed = [*sorted(set(prompts)), *package.templates()]
+    allowed = [*sorted(set(prompts)), *package.templates(), *_pretrained_vocabulary(recipe.distill.text)]
     return dict(Counter(leak.kind for leak in leaks.scan_files(folder, secrets(recipe, inputs["ingest"]), allowed)))
 
 
@@ -49,6 +50,11 @@ def secrets(recipe: Recipe, ingest: Artifact) -> dict[leaks.Kind, Iterable[str]]
         "path": set(paths),
         "phrase": _rare_phrases(train, recipe.ingest.k_anonymity),
     }
+
+
+def _pretrained_vocabulary(section: TextEncoder) -> list[str]:
+    """The words of a text encoder from outside: it knew them before it met this cohort."""
+    return [] if section.folder is None else sorted(load_tokenizer(section.folder, section.max_tokens).get_vocab())
 
 
 def _rare_phrases(train: pa.Table, k: int) -> set[str]:

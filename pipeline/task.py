@@ -30,6 +30,12 @@ class Work:
     """When the command began (seconds since 1970): an artifact that is older was reused."""
 
 
+def rounds_of(inputs: Mapping[str, Artifact], word: str) -> list[Artifact]:
+    """The artifacts of a word that is done once a round: `score/0`, `score/1` ..."""
+    names = ((name, *name.split("/")) for name in inputs)
+    return [inputs[name] for name, first, *rest in names if first == word and len(rest) == 1 and rest[0].isdigit()]
+
+
 @dataclass(frozen=True)
 class Task:
     """One artifact to be made. The name's first part is the word; `config` is what decides its content."""

@@ -90,8 +90,8 @@ def test_an_infinite_number_is_an_impossible_value(key: str) -> None:
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'sample.steps'.*'score.actors'"):
-        from_yaml(tmp_path, "sample: {steps: 0}\nscore: {actors: 0}")
+    with pytest.raises(ConfigError, match=r"'sample.steps'.*'score.batch_size'"):
+        from_yaml(tmp_path, "sample: {steps: 0}\nscore: {batch_size: 0}")
 
 
 def test_the_shares_of_the_splits_must_sum_to_one() -> None:

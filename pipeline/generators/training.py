@@ -75,7 +75,7 @@ class Fit:
     @property
     def shard(self) -> slice:
         """This worker's part of a global batch."""
-        n_local = self.cfg.batch_size // self.cfg.workers
+        n_local = self.cfg.batch_size // max(1, self.cfg.workers)
         return slice(self.rank * n_local, (self.rank + 1) * n_local)
 
     def update(self, loss: Float[Tensor, ""]) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.stats import beta, binom
 
 from pipeline.config import ConfigError, Filter
@@ -20,7 +20,8 @@ from pipeline.privacy.risk import wilson
 from pipeline.tables import FILTERED, SCORES, require
 
 KEPT, OVER, UNSCORED, COPY = "kept", "over the threshold", "no score", "copy of a real image"
-REASONS = pa.array([KEPT, OVER, UNSCORED, COPY])
+SURPLUS = "more than wanted of its findings"
+REASONS = pa.array([KEPT, OVER, UNSCORED, COPY, SURPLUS])
 
 
 class Decision(NamedTuple):
@@ -40,10 +41,12 @@ def filter_table(
     *,
     control: Float[np.ndarray, " c"],
     same_patient: Float[np.ndarray, " s"],
+    shown: Bool[np.ndarray, "n k"],
 ) -> tuple[pa.Table, Decision]:
     """Every row with `keep` and its reason (`tables.FILTERED`), in the order of the scores, and why.
 
-    Beside the rule, every rule but `none` drops pixel copies of real images, which a network may overlook.
+    Beside the rule, every rule but `none` drops pixel copies of real images, which a network may overlook. `shown`
+    says which findings each image shows; it is read where the recipe caps the images of a finding.
     Raises: SchemaError if the table is not one of scores, ConfigError if the calibration cannot carry the rule.
     """
     require(scores, SCORES, "filter input")
@@ -52,12 +55,29 @@ def filter_table(
     limit = math.inf if decision.threshold is None else decision.threshold
     copies = scores["pixel_copy"].to_numpy(zero_copy_only=False) & (rule.rule != "none")
     reason = np.select([np.isnan(values), values >= limit, copies], [2, 1, 3], 0).astype(np.int32)
+    if rule.max_per_class is not None:
+        kept = np.flatnonzero(reason == 0)
+        reason[kept[~within_cap(values[kept], shown[kept], rule.max_per_class)]] = 4
     columns = [
         scores["row_id"],
         pa.array(reason == 0),
         pa.DictionaryArray.from_arrays(pa.array(reason), REASONS),
     ]
     return pa.table(columns, schema=FILTERED), decision
+
+
+def within_cap(scores: Float[np.ndarray, " n"], shown: Bool[np.ndarray, "n k"], most: int) -> Bool[np.ndarray, " n"]:
+    """Which images stay if no finding needs more than `most`: from the lowest score up, an image stays while one of
+    its findings has room. Images that show none are a class of their own; of equal scores the earlier row goes first.
+    """
+    classes = np.column_stack([shown, ~shown.any(1)])
+    room = np.full(classes.shape[1], most)
+    stays = np.zeros(len(scores), bool)
+    for i in np.argsort(scores, kind="stable"):
+        if (room[classes[i]] > 0).any():
+            stays[i] = True
+            room[classes[i]] -= 1
+    return stays
 
 
 def threshold(

@@ -12,7 +12,7 @@ VERSION = 2
 
 def tasks(recipe: Recipe) -> list[Task]:
     """`distill/latents` (the student's own autoencoder and tokenizer) and `distill` (the pipeline)."""
-    section, seed = recipe.distill, recipe.seed
+    section, seed = recipe.distill, recipe.seed + recipe.distill.seed_offset
     latents = generator.fingerprinted_latents(section) | {"seed": seed}
     config = generator.fingerprinted(section) | {"seed": seed}
     return [
@@ -34,10 +34,13 @@ def tasks(recipe: Recipe) -> list[Task]:
 def make_latents(work: Work) -> Made:
     """Encode the kept images and their shared prompts."""
     kept = work.inputs["filter"].table("kept", ["row_id", "prompt", "image"])
-    return generator.make_latents(work, work.recipe.distill, kept, row_seed(work.recipe.seed, "distill"))
+    return generator.make_latents(work, work.recipe.distill, kept, _seed(work.recipe))
 
 
 def make(work: Work) -> Made:
     """Train the student."""
-    seed = row_seed(work.recipe.seed, "distill")
-    return generator.make_pipeline(work, work.recipe.distill, "distill/latents", seed)
+    return generator.make_pipeline(work, work.recipe.distill, "distill/latents", _seed(work.recipe))
+
+
+def _seed(recipe: Recipe) -> int:
+    return row_seed(recipe.seed + recipe.distill.seed_offset, "distill")

@@ -31,7 +31,7 @@ from pipeline.privacy.augment import perturbed_copies
 from pipeline.progress import Bar
 from pipeline.records import Records, Synthetic
 from pipeline.seeds import numpy_generator, row_seed, torch_generator
-from pipeline.task import Made, Task, Work
+from pipeline.task import Made, Task, Work, rounds_of
 from pipeline.utility import classifier
 from pipeline.workers import NETWORKS, sample_plan, score_rows
 
@@ -89,7 +89,7 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
         Task(
             "evaluate/student_images",
             make_student_images,
-            {"n_student": section.n_student, "sample": sampler, "seed": seed},
+            {"n_student": section.n_student, "sample": sampler, "seed": seed + recipe.distill.seed_offset},
             ("ingest", "filter", "distill"),
             version=VERSION,
             slots=recipe.sample.actors,
@@ -267,7 +267,8 @@ def make_student_images(work: Work) -> Made:
 
 
 def _student_plan(work: Work) -> pa.Table:
-    seed, n, ingest = work.recipe.seed, work.recipe.evaluate.n_student, work.recipe.ingest
+    recipe = work.recipe
+    seed, n, ingest = recipe.seed + recipe.distill.seed_offset, recipe.evaluate.n_student, recipe.ingest
     kept = work.inputs["filter"].table("kept", ["row_id", "prompt", "labels"])
     train = work.inputs["ingest"].table("records", where=pc.field("split") == "train")
     shared, _ = records.shared_prompts(work.inputs["ingest"], ingest.prompt, ingest.k_anonymity)
@@ -320,6 +321,7 @@ def make(work: Work) -> Made:
 def _measured(recipe: Recipe, inputs: Mapping[str, Artifact], arms: Sequence[str]) -> dict[str, Estimate]:
     """All metrics; runs in one task, as it holds every arm's images at once."""
     ingest, section = inputs["ingest"], recipe.evaluate
+    (decided,) = rounds_of(inputs, "filter")
     test, control = (records.of_split(ingest, split) for split in ("test", "control"))
     kept_table = inputs["filter"].table("kept")
     kept = Synthetic(kept_table, images.array(kept_table["image"]), records.label_matrix(kept_table))
@@ -333,7 +335,7 @@ def _measured(recipe: Recipe, inputs: Mapping[str, Artifact], arms: Sequence[str
     probabilities = {arm: _probabilities(inputs[f"evaluate/{arm}"]) for arm in arms}
     return {
         **_network_metrics(inputs),
-        **measures.privacy(risk, _decided(inputs).facts["threshold"]),
+        **measures.privacy(risk, decided.facts["threshold"]),
         **measures.utility(test, probabilities, ingest.facts["findings"], section, recipe.seed),
         **measures.adherence(real_classifier, synthetic, ingest.facts["findings"], section, recipe.seed),
         **measures.fidelity(encoder, test, control, synthetic, section, recipe.seed),
@@ -343,11 +345,6 @@ def _measured(recipe: Recipe, inputs: Mapping[str, Artifact], arms: Sequence[str
 def _student(student_images: Artifact, arm: str) -> Synthetic:
     plan = student_images.table("plan", where=pc.field("arm") == arm)
     return Synthetic(plan, records.images_of(student_images, plan["row_id"], "rows"), records.label_matrix(plan))
-
-
-def _decided(inputs: Mapping[str, Artifact]) -> Artifact:
-    """The filter's decisions over all rounds."""
-    return next(artifact for name, artifact in inputs.items() if name.startswith("filter/"))
 
 
 def _probabilities(arm: Artifact) -> np.ndarray:
@@ -365,8 +362,7 @@ def _network_metrics(inputs: Mapping[str, Artifact]) -> dict[str, Estimate]:
 
 def _plans(inputs: Mapping[str, Artifact]) -> pa.Table:
     """The prompt plans of all rounds."""
-    rounds = [name for name in inputs if name.startswith("sample/")]
-    return pa.concat_tables([inputs[name].table("plan") for name in rounds]).sort_by("row_id")
+    return pa.concat_tables([artifact.table("plan") for artifact in rounds_of(inputs, "sample")]).sort_by("row_id")
 
 
 def _risk(
@@ -377,9 +373,9 @@ def _risk(
     percentile: float,
 ) -> measures.Risk:
     """Every score that the privacy metrics count."""
-    rounds = [name for name in inputs if name.startswith("score/") and name.split("/")[1].isdigit()]
-    scores = pa.concat_tables([inputs[name].table() for name in rounds])
-    decided = _decided(inputs).table()
+    scores = pa.concat_tables([artifact.table() for artifact in rounds_of(inputs, "score")])
+    (decisions,) = rounds_of(inputs, "filter")
+    decided = decisions.table()
     student = inputs["evaluate/student_scores"].table()
     asked = inputs["evaluate/student_images"].table("plan", ["row_id", "prompt_row_id"])
     student = student.append_column("prompt_row_id", asked["prompt_row_id"])

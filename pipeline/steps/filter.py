@@ -18,12 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import records
-from pipeline.artifact import Artifact
 from pipeline.config import Recipe, Sample
 from pipeline.privacy import rules
 from pipeline.seeds import row_seed
 from pipeline.tables import KEPT, SCORES
-from pipeline.task import Made, Task, Work
+from pipeline.task import Made, Task, Work, rounds_of
 
 VERSION = 3
 
@@ -56,17 +55,19 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
 
 def make(work: Work) -> Made:
     """Apply the rule to all rounds so far."""
-    ingest, sampled, scored = work.inputs["ingest"], _of(work, "sample"), _of(work, "score")
+    ingest, sampled, scored = work.inputs["ingest"], rounds_of(work.inputs, "sample"), rounds_of(work.inputs, "score")
     scores = pa.concat_tables([artifact.table(columns=SCORES.names) for artifact in scored]).sort_by("row_id")
     unseen = work.inputs["score/unseen"].table(columns=["row_id", "reid_score"])
     control_ids = ingest.table("records", ["row_id"], pc.field("split") == "control")["row_id"].combine_chunks()
     control = unseen.filter(pc.is_in(unseen["row_id"], control_ids))["reid_score"].to_numpy()
     same_patient = work.inputs["score/gallery"].table("same_patient")["filter_network"].to_numpy()
-    table, decision = rules.filter_table(scores, work.recipe.filter, control=control, same_patient=same_patient)
-    work.draft.write_table(table)
     plan = pa.concat_tables([artifact.table("plan") for artifact in sampled]).sort_by("row_id")
-    keep = table["keep"].to_numpy(zero_copy_only=False)
     positive = records.label_matrix(plan) == 1
+    table, decision = rules.filter_table(
+        scores, work.recipe.filter, control=control, same_patient=same_patient, shown=positive
+    )
+    work.draft.write_table(table)
+    keep = table["keep"].to_numpy(zero_copy_only=False)
     findings = ingest.facts["findings"]
     kept_by_class = {
         name: [int(column.sum()), int(column[keep].sum())] for name, column in zip(findings, positive.T, strict=True)
@@ -88,7 +89,7 @@ def make(work: Work) -> Made:
 
 def make_kept(work: Work) -> Made:
     """Rename the kept images in an order of their own and give each a prompt that k patients share."""
-    decided = next(artifact for name, artifact in work.inputs.items() if name.startswith("filter/"))
+    (decided,) = rounds_of(work.inputs, "filter")
     kept_ids = decided.table(columns=["row_id"], where=pc.field("keep"))["row_id"]
     if not len(kept_ids):
         raise NothingKeptError(
@@ -97,7 +98,7 @@ def make_kept(work: Work) -> Made:
         )
     ingest = work.recipe.ingest
     shared, levels = records.shared_prompts(work.inputs["ingest"], ingest.prompt, ingest.k_anonymity)
-    parts = [records.synthetic(artifact, artifact, kept_ids) for artifact in _of(work, "sample")]
+    parts = [records.synthetic(artifact, artifact, kept_ids) for artifact in rounds_of(work.inputs, "sample")]
     plan = pa.concat_tables([part.table for part in parts])
     pixels = np.concatenate([part.images for part in parts])
     # Their order must not tell which record a prompt came from.
@@ -129,15 +130,13 @@ def make_kept(work: Work) -> Made:
 
 def _rule_in_use(recipe: Recipe) -> dict[str, Any]:
     rule = recipe.filter.rule
-    return {"rule": rule} | ({} if rule == "none" else getattr(recipe.filter, rule).model_dump())
+    cap = recipe.filter.max_per_class
+    told = {"rule": rule} | ({} if rule == "none" else getattr(recipe.filter, rule).model_dump())
+    return told | ({} if cap is None else {"max_per_class": cap})
 
 
 def _rounds(word: str, last: int) -> Sequence[str]:
     return [f"{word}/{number}" for number in range(last + 1)]
-
-
-def _of(work: Work, word: str) -> list[Artifact]:
-    return [work.inputs[name] for name in work.inputs if name.split("/")[0] == word and name.split("/")[1].isdigit()]
 
 
 def _shortfall(kept_by_class: dict[str, list[int]], sample: Sample) -> dict[str, int]:

@@ -28,7 +28,7 @@ from pipeline.privacy import matching, networks
 from pipeline.privacy.gate import Verdict
 from pipeline.report import Drop, LedgerRow, Pair, Private, Report, StepRow, render
 from pipeline.seeds import numpy_generator
-from pipeline.task import Made, Task, Work
+from pipeline.task import Made, Task, Work, rounds_of
 
 VERSION = 2
 GRID_IMAGES = 24
@@ -164,7 +164,7 @@ def _worst(synthetic: UInt8[np.ndarray, "n h w c"], scores: pa.Table, train: rec
 
 
 def _scores(inputs: Mapping[str, Artifact]) -> dict[str, np.ndarray]:
-    rounds = [inputs[name] for name in inputs if name.startswith("score/") and name.split("/")[1].isdigit()]
+    rounds = rounds_of(inputs, "score")
     teacher = pa.concat_tables([artifact.table(columns=["row_id", "reid_score"]) for artifact in rounds])
     kept = _decided(inputs).table(columns=["row_id"], where=pc.field("keep"))["row_id"].combine_chunks()
     student = inputs["evaluate/student_scores"].table(
@@ -225,7 +225,8 @@ def _caveats(inputs: Mapping[str, Artifact], recipe: Recipe) -> list[str]:
 
 
 def _decided(inputs: Mapping[str, Artifact]) -> Artifact:
-    return next(artifact for name, artifact in inputs.items() if name.startswith("filter/"))
+    (decided,) = rounds_of(inputs, "filter")
+    return decided
 
 
 def _told(recipe: Recipe) -> str:
@@ -234,6 +235,7 @@ def _told(recipe: Recipe) -> str:
         mode="json",
         exclude={
             "cluster": True,
+            "tune": True,
             "ingest": {"root", "patient_key_file"},
             "teach": {"text": {"folder"}},
             "distill": {"text": {"folder"}},

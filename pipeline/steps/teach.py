@@ -14,7 +14,7 @@ VERSION = 2
 
 def tasks(recipe: Recipe) -> list[Task]:
     """`teach/latents` (autoencoder, tokenizer, encoded rows) and `teach` (the pipeline)."""
-    section, seed = recipe.teach, recipe.seed
+    section, seed = recipe.teach, recipe.seed + recipe.teach.seed_offset
     latents = generator.fingerprinted_latents(section) | {"seed": seed}
     config = generator.fingerprinted(section) | {"seed": seed}
     return [
@@ -38,9 +38,13 @@ def make_latents(work: Work) -> Made:
     table = train.table.select(["row_id", "prompt"]).append_column(
         "image", pa.chunked_array([images.column(train.images)])
     )
-    return generator.make_latents(work, work.recipe.teach, table, row_seed(work.recipe.seed, "teach"))
+    return generator.make_latents(work, work.recipe.teach, table, _seed(work.recipe))
 
 
 def make(work: Work) -> Made:
     """Train the teacher."""
-    return generator.make_pipeline(work, work.recipe.teach, "teach/latents", row_seed(work.recipe.seed, "teach"))
+    return generator.make_pipeline(work, work.recipe.teach, "teach/latents", _seed(work.recipe))
+
+
+def _seed(recipe: Recipe) -> int:
+    return row_seed(recipe.seed + recipe.teach.seed_offset, "teach")

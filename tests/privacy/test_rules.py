@@ -14,7 +14,7 @@ from scipy.stats import false_discovery_control
 
 from pipeline import seeds
 from pipeline.config import ConfigError, FdrRule, Filter, FixedRule, PercentileRule, RecallRule
-from pipeline.privacy.rules import filter_table, threshold
+from pipeline.privacy.rules import Decision, filter_table, threshold, within_cap
 from pipeline.tables import FILTERED, SCORES, SchemaError
 
 NONE = np.array([])
@@ -47,9 +47,14 @@ def fdr(q: float) -> Filter:
     return Filter(rule="fdr", fdr=FdrRule(q=q))
 
 
+def filtered_by(table: pa.Table, rule: Filter, **calibration: np.ndarray) -> tuple[pa.Table, Decision]:
+    """The filtered table of images that show nothing."""
+    return filter_table(table, rule, shown=np.zeros((len(table), 1), bool), **calibration)
+
+
 def test_every_row_comes_back_in_order_with_its_reason() -> None:
     rule = Filter(rule="fixed", fixed=FixedRule(threshold=0.5))
-    filtered, _ = filter_table(scores(0.2, 0.5, None, float("nan"), 0.9), rule, control=CONTROL, same_patient=SAME)
+    filtered, _ = filtered_by(scores(0.2, 0.5, None, float("nan"), 0.9), rule, control=CONTROL, same_patient=SAME)
     assert filtered.schema.equals(FILTERED)
     assert filtered["row_id"].to_pylist() == ["s0", "s1", "s2", "s3", "s4"]
     assert filtered["keep"].to_pylist() == [True, False, False, False, False]
@@ -60,7 +65,7 @@ def test_every_row_comes_back_in_order_with_its_reason() -> None:
 @pytest.mark.parametrize("rule", [Filter(rule="fixed"), percentile(80), recall(0.9), fdr(0.1)], ids=lambda r: r.rule)
 def test_a_pixel_copy_is_dropped_by_every_rule_however_low_it_scores(rule: Filter) -> None:
     table = scores(0.0, 0.0, 1.0, None, copies=(1, 2, 3))
-    filtered, _ = filter_table(table, rule, control=CONTROL / 2, same_patient=np.full(99, 0.9))
+    filtered, _ = filtered_by(table, rule, control=CONTROL / 2, same_patient=np.full(99, 0.9))
     over = "over the threshold"
     assert filtered["reason"].to_pylist()[:2] == ["kept", "copy of a real image"]
     assert filtered["reason"].to_pylist()[2] in (over, "copy of a real image")
@@ -68,7 +73,7 @@ def test_a_pixel_copy_is_dropped_by_every_rule_however_low_it_scores(rule: Filte
 
 
 def test_a_pixel_copy_is_kept_without_a_rule() -> None:
-    filtered, _ = filter_table(scores(0.0, copies=(0,)), Filter(rule="none"), control=NONE, same_patient=NONE)
+    filtered, _ = filtered_by(scores(0.0, copies=(0,)), Filter(rule="none"), control=NONE, same_patient=NONE)
     assert filtered["reason"].to_pylist() == ["kept"]
 
 
@@ -76,7 +81,7 @@ def test_a_pixel_copy_does_not_move_the_threshold() -> None:
     values = [0.1, 0.5, 0.9, 0.95]
     for rule in (percentile(80), fdr(0.2)):
         plain, copied = (
-            filter_table(scores(*values, copies=copies), rule, control=CONTROL, same_patient=SAME)[1]
+            filtered_by(scores(*values, copies=copies), rule, control=CONTROL, same_patient=SAME)[1]
             for copies in ((), (0, 3))
         )
         assert plain == copied
@@ -84,19 +89,19 @@ def test_a_pixel_copy_does_not_move_the_threshold() -> None:
 
 def test_an_empty_set_is_filtered_to_an_empty_set() -> None:
     for rule in (percentile(80), fdr(0.1), Filter(rule="none")):
-        filtered, _ = filter_table(scores(), rule, control=CONTROL, same_patient=SAME)
+        filtered, _ = filtered_by(scores(), rule, control=CONTROL, same_patient=SAME)
         assert filtered.num_rows == 0 and filtered.schema.equals(FILTERED)
 
 
 def test_the_rule_none_drops_only_what_has_no_score() -> None:
-    filtered, decision = filter_table(scores(1.0, None), Filter(rule="none"), control=NONE, same_patient=NONE)
+    filtered, decision = filtered_by(scores(1.0, None), Filter(rule="none"), control=NONE, same_patient=NONE)
     assert filtered["keep"].to_pylist() == [True, False]
     assert decision.threshold is None and "guarantees nothing" in decision.guarantee
 
 
 def test_a_table_without_scores_is_refused() -> None:
     with pytest.raises(SchemaError, match="reid_score"):
-        filter_table(scores(0.1).drop(["reid_score"]), percentile(80), control=CONTROL, same_patient=SAME)
+        filtered_by(scores(0.1).drop(["reid_score"]), percentile(80), control=CONTROL, same_patient=SAME)
 
 
 # Rank of the percentile p among 20 scores, 'higher': ceil(p / 100 x 19) + 1.
@@ -191,7 +196,7 @@ def test_few_of_the_images_dropped_by_fdr_score_like_strangers() -> None:
 )
 def test_a_riskier_image_is_never_kept_where_a_safer_one_is_dropped(values: list[float], rule: Filter) -> None:
     calibration = np.array(values)
-    filtered, _ = filter_table(scores(*values), rule, control=calibration, same_patient=calibration)
+    filtered, _ = filtered_by(scores(*values), rule, control=calibration, same_patient=calibration)
     keep = np.array(filtered["keep"])
     if keep.any() and not keep.all():
         assert calibration[keep].max() < calibration[~keep].min()
@@ -215,3 +220,25 @@ def test_every_guarantee_tells_what_it_flags_on_both_groups() -> None:
     assert "Flags 20.0% of 20 control images" in decision.guarantee
     assert "50.0% of 2 same-patient images" in decision.guarantee
     assert "misses" in decision.guarantee
+
+
+def test_a_finding_keeps_no_more_images_than_its_cap_and_the_safest_of_them() -> None:
+    rule = Filter(rule="fixed", fixed=FixedRule(threshold=0.5), max_per_class=1)
+    shown = np.array([[1, 0], [1, 0], [0, 1], [1, 1], [0, 0], [0, 0], [1, 0]], bool)
+    table = scores(0.3, 0.1, 0.4, 0.2, 0.2, 0.1, 0.9)
+    filtered, _ = filter_table(table, rule, control=CONTROL, same_patient=SAME, shown=shown)
+    # 0.2 shows a finding that is full and one with room, so it stays and takes that room from 0.4.
+    surplus, over = "more than wanted of its findings", "over the threshold"
+    assert filtered["reason"].to_pylist() == [surplus, "kept", surplus, "kept", surplus, "kept", over]
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.booleans()), max_size=30), st.integers(1, 5))
+def test_a_cap_drops_nothing_that_has_room_and_leaves_every_class_up_to_it(
+    rows: list[tuple[float, bool, bool]], most: int
+) -> None:
+    values = np.array([row[0] for row in rows])
+    shown = np.array([row[1:] for row in rows], bool).reshape(-1, 2)
+    stays = within_cap(values, shown, most)
+    classes = np.column_stack([shown, ~shown.any(1)])
+    assert (classes[stays].sum(0) >= np.minimum(classes.sum(0), most)).all()
+    assert stays.all() or (classes.sum(0) > most).any()

@@ -1,0 +1,278 @@
+"""The study: how strict must the filter be, and what does that cost?
+
+All trials share teacher, samples and scores; a trial makes again what follows the filter. Trials climb rungs: the
+kept set itself (`tune/0`, seconds each), a short student (`tune/1`), a full one (`tune/2`), and for the front more
+seeds and patients that no trial saw (`tune/3`). Each rung is a Ray Tune experiment and an artifact: if it is killed,
+Ray Tune restores it, and what a trial made is found again in the store. A setting climbs while it may still be on
+the front (`front.may_be_on_front`), the most promising first. Not here: how a setting is measured (`steps.trial`),
+the mathematics of fronts (`front`), the page (`explorer`).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ray import tune
+from ray.tune import Tuner
+
+from pipeline import config, front, generator, plan, proposals
+from pipeline.artifact import Store
+from pipeline.config import Recipe, canonical, changed
+from pipeline.outcomes import PARAMETERS, Outcome, Settings, outcomes_of, own_settings, point
+from pipeline.progress import Silence
+from pipeline.steps import trial
+from pipeline.task import Made, Task, Work
+
+VERSION = 1
+RUNGS = ("kept set", "short student", "full student", "more seeds, unseen patients")
+
+
+def tasks(recipe: Recipe) -> list[Task]:
+    """The rungs, after what they rest on."""
+    shared = ("ingest", "score/gallery", "score/unseen", "sample/0", "score/0")
+    study = recipe.tune
+    space = {"trials", *PARAMETERS, "rules", "guidance_scale", "max_per_class"}
+    measured = {"classifier", "n_train", "bootstrap", "control_percentile"}
+    kept = {
+        "tune": study.model_dump(mode="json", include=space),
+        "own": own_settings(recipe),
+        "evaluate": recipe.evaluate.model_dump(mode="json", include=measured),
+        "seed": recipe.seed,
+    }
+    student = {
+        "distill": generator.fingerprinted(recipe.distill),
+        "n_student": recipe.evaluate.n_student,
+        "tune": study.model_dump(mode="json", include={"climb", "short_frac"}),
+    }
+    configs = (kept, student, student, student | {"student_seeds": study.student_seeds})
+    return [
+        Task(
+            f"tune/{rung}",
+            functools.partial(make, rung=rung),
+            configs[rung],
+            (*shared, *([f"tune/{rung - 1}"] if rung else [])),
+            version=VERSION,
+            slots=2,
+            resumable=True,
+            about=RUNGS[rung],
+        )
+        for rung in range(len(RUNGS))
+    ]
+
+
+def listing(recipe: Recipe, n_rounds: int) -> list[Task]:
+    """The tasks of a run and of the study."""
+    return [*plan.tasks(recipe, n_rounds), *tasks(recipe)]
+
+
+def trial_tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
+    """Every task of a trial: those of a run, and its measures."""
+    splits: tuple[config.Split, ...] = ("control", "test")
+    return [
+        *plan.tasks(recipe, n_rounds),
+        *(task for split in splits for task in trial.tasks(recipe, n_rounds, split)),
+    ]
+
+
+def make(work: Work, rung: int) -> Made:
+    """Measure the settings of one rung; `trials.json` holds every outcome."""
+    if rung == 0:
+        outcomes = _search(work)
+    else:
+        before = outcomes_of(work.inputs[f"tune/{rung - 1}"])
+        outcomes = _measure_again(work, rung, _chosen(work.recipe, rung, before))
+    body = [outcome._asdict() for outcome in outcomes]
+    (work.draft.folder / "trials.json").write_text(json.dumps(body, indent=1, allow_nan=False))
+    failed = sum(bool(outcome.failed) for outcome in outcomes)
+    return Made({"measured": len(outcomes) - failed, "failed": failed}, len(outcomes))
+
+
+def recipe_of(recipe: Recipe, settings: Settings, rung: int, seed_offset: int = 0) -> Recipe:
+    """The recipe of a trial: one round of samples, as the budget is fixed; a shorter student on rung 1.
+
+    All of it runs in the trial's own process: on a laptop, starting others would take longer than a short student.
+    """
+    alone = {"cluster.parallel_tasks": 1, "sample.actors": 0, "sample.min_actors": 0, "score.actors": 0}
+    alone["distill.workers"] = 0
+    changes = {**settings, **alone, "sample.max_rounds": 1, "distill.seed_offset": seed_offset}
+    if rung == 1:
+        short = recipe.tune.short_frac
+        n_images = round(recipe.distill.n_images * short)
+        changes |= {
+            "distill.n_images": n_images,
+            "distill.warmup_images": min(recipe.distill.warmup_images, n_images // 10),
+            "evaluate.n_student": max(1, round(recipe.evaluate.n_student * short)),
+        }
+    return changed(recipe, changes)
+
+
+def _search(work: Work) -> list[Outcome]:
+    """Rung 0: Optuna proposes settings, knowing those that an earlier study of the same space has measured."""
+    earlier = _earlier(work)
+    n_new = work.recipe.tune.trials - len(earlier)
+    if n_new <= 0:
+        return earlier[: work.recipe.tune.trials]
+    _sample_all(work)
+    work.bar.begin(n_new)
+    found = _fitted(work, _trainable(work, 0, {}), n_new, search_alg=proposals.search(work.recipe, earlier))
+    new = [_outcome(work, len(earlier) + i, settings, 0, error) for i, (settings, error) in enumerate(found)]
+    return earlier + new
+
+
+def _sample_all(work: Work) -> None:
+    """Sample and score at every guidance scale of the space, once and before trials that share them."""
+    for scale in work.recipe.tune.guidance_scale:
+        own = recipe_of(work.recipe, {"sample.guidance_scale": scale}, 0)
+        plan.run(own, work.draft.store, ("sample", "score"), Silence(), trial_tasks)
+
+
+def _measure_again(work: Work, rung: int, chosen: Sequence[Outcome]) -> list[Outcome]:
+    """A higher rung: students of the chosen settings, one each or on the last rung one for each seed and split."""
+    offsets = range(work.recipe.tune.student_seeds) if rung == 3 else [0]
+    jobs = [{"number": one.number, "seed_offset": offset} for one in chosen for offset in offsets]
+    work.bar.begin(len(jobs))
+    measure = _trainable(work, rung, {one.number: one.settings for one in chosen})
+    found = _fitted(work, measure, len(jobs), param_space={"job": tune.grid_search(jobs)}) if jobs else []
+    errors = {(given["job"]["number"], given["job"]["seed_offset"]): error for given, error in found}
+    return [
+        _outcome(work, one.number, one.settings, rung, errors[one.number, offset], offset)
+        for one in chosen
+        for offset in offsets
+    ]
+
+
+def _chosen(recipe: Recipe, rung: int, before: Sequence[Outcome]) -> list[Outcome]:
+    """Who climbs: no filter at all, for comparison, and the most promising of those that may still be on the front.
+
+    To the last rung goes the front itself, as it was measured on the rung before.
+    """
+    measured = [one for one in before if not one.failed]
+    points = [point(_metrics(one, rung - 1), one.measured["filter"]) for one in measured]
+    losses = front.losses(points)
+    alive = front.non_dominated(losses) if rung == 3 else front.may_be_on_front(points)
+    order = [i for i in front.most_promising(losses) if alive[i]]
+    unfiltered = [i for i, one in enumerate(measured) if one.settings["filter.rule"] == "none"]
+    quota = len(order) if rung == 3 else recipe.tune.climb[rung - 1]
+    climbing = list(dict.fromkeys([*unfiltered, *order]))[: max(quota, len(unfiltered))]
+    return [measured[i] for i in sorted(climbing)]
+
+
+def _metrics(outcome: Outcome, rung: int) -> Mapping[str, Any]:
+    return outcome.measured["trial/kept/control" if rung == 0 else "trial/student/control"]
+
+
+def _earlier(work: Work) -> list[Outcome]:
+    """The outcomes of the largest study of the same space and data, which this one goes on from."""
+
+    def space(told: Mapping[str, Any]) -> Any:
+        return {**told, "tune": {**told["tune"], "trials": 0}}
+
+    own = json.loads(canonical(dict(work.draft.config)))
+    same = [
+        artifact
+        for artifact in work.draft.store.others(work.draft.key)
+        if space(artifact.manifest["config"]) == space(own) and artifact.manifest["inputs"] == work.draft.inputs
+    ]
+    return outcomes_of(max(same, key=lambda artifact: artifact.manifest["rows"])) if same else []
+
+
+def _fitted(
+    work: Work, measure: Callable[[Settings], None], n_trials: int, **space: Any
+) -> list[tuple[Settings, Exception | None]]:
+    """What each trial of a Ray Tune experiment was given, and its error; restored where it was killed."""
+    path = f"{work.draft.work_uri}/tuner"
+    study = work.recipe.tune
+    student = work.recipe.distill
+    trainable = tune.with_resources(measure, {"cpu": student.cpus_per_worker, "gpu": float(student.gpu)})
+    if Tuner.can_restore(path):
+        tuner = Tuner.restore(path, trainable)
+    else:
+        search = space.pop("search_alg", None)
+        tuner = Tuner(
+            trainable,
+            **space,
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                num_samples=n_trials if search else 1,
+                max_concurrent_trials=study.concurrent,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tuner", storage_path=work.draft.work_uri, verbose=0, callbacks=_callbacks(work)
+            ),
+        )
+    return [(_given(result), result.error) for result in tuner.fit()]
+
+
+def _given(result: tune.Result) -> Settings:
+    assert result.config is not None  # every trial reports its start, and Ray adds its configuration
+    return result.config
+
+
+def _trainable(work: Work, rung: int, settings_of: Mapping[int, Settings]) -> Callable[[Settings], None]:
+    """What Ray Tune calls with a trial's settings, or with the number of a chosen trial."""
+    recipe, store_uri, bar = work.recipe, work.draft.store.uri, work.bar
+    names = ["filter", "trial/kept/control"]
+    if rung:
+        names = ["filter", "distill", "evaluate/student_images", "evaluate/student_scores", "trial/student/control"]
+    if rung == len(RUNGS) - 1:
+        names.append("trial/student/test")
+
+    def measure(given: Settings) -> None:
+        """Make what the trial's recipe lacks and report what it came to."""
+        # Without a first report Ray would not say what a trial that fails was given.
+        tune.report({"rung": rung} | dict.fromkeys(proposals.OBJECTIVES, math.nan))
+        job = given.get("job")
+        settings, seed_offset = (settings_of[job["number"]], job["seed_offset"]) if job else (given, 0)
+        own, store = recipe_of(recipe, settings, rung, seed_offset), Store(store_uri)
+        plan.run(own, store, names, Silence(), trial_tasks)
+        measured = _measured(own, store)
+        found = point(measured[names[-1]], measured["filter"])
+        objectives = (found.ratio.value, found.auroc.value, found.kept_frac)
+        values = {key: saved["value"] for key, saved in measured[names[-1]].items()}
+        bar.add(1)
+        tune.report({"rung": rung} | values | dict(zip(proposals.OBJECTIVES, objectives, strict=True)))
+
+    return measure
+
+
+def _callbacks(work: Work) -> list[tune.Callback]:
+    address = work.recipe.tune.mlflow
+    if address is None:
+        return []
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+    return [MLflowLoggerCallback(tracking_uri=address, experiment_name=f"{work.recipe.name}, {work.draft.key.name}")]
+
+
+def _measured(own: Recipe, store: Store) -> dict[str, Mapping[str, Any]]:
+    """By task, the metrics of a trial's recipe that the store has; beside them the filter's counts."""
+    artifacts = {line.task.name: line.artifact for line in plan.plan(own, store, trial_tasks) if line.artifact}
+    measured = {name: artifact.facts["metrics"] for name, artifact in artifacts.items() if name.startswith("trial/")}
+    decided = artifacts["filter/0"]
+    told = ("rule", "threshold", "guarantee", "n_kept", "kept_by_class", "reasons")
+    return {**measured, "filter": {key: decided.facts[key] for key in told} | {"n_sampled": decided.manifest["rows"]}}
+
+
+def _outcome(
+    work: Work, number: int, settings: Settings, rung: int, error: Exception | None, seed_offset: int = 0
+) -> Outcome:
+    if error is not None:
+        return Outcome(number, settings, seed_offset, {}, _reason(error))
+    return Outcome(
+        number,
+        settings,
+        seed_offset,
+        _measured(recipe_of(work.recipe, settings, rung, seed_offset), work.draft.store),
+        "",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """One line on why a trial failed."""
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {cause}".splitlines()[0]

@@ -1,0 +1,175 @@
+"""From the outcomes of a study to its answer: a table of what was tried, a recommendation, the data of the explorer.
+
+The front is measured on the last rung alone, over several seeds; the setting is chosen on the patients that the study
+may look at, and shown beside on patients that no trial saw. Not here: running trials (`tune`), the page (`explorer`).
+"""
+
+# pyarrow.compute makes its functions at import, out of pyright's sight.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from pipeline import front
+from pipeline.config import Recipe
+from pipeline.estimate import Estimate
+from pipeline.front import Point
+from pipeline.outcomes import PARAMETERS, Outcome, Settings, is_own
+
+NAMES = {"fixed": "threshold", "percentile": "percentile", "recall": "recall", "fdr": "fdr"}
+
+
+class Tried(NamedTuple):
+    """A setting at the highest rung that it reached."""
+
+    number: int
+    settings: Settings
+    rung: int
+    kept: Mapping[str, Any]
+    """Threshold and counts of the filter; empty if it failed."""
+    validation: Mapping[str, Estimate]
+    """Metrics on the patients that the study chooses by; over seeds on the last rung."""
+    test: Mapping[str, Estimate]
+    """The same on patients that no trial saw; empty under the last rung."""
+    kept_set: Mapping[str, Estimate]
+    """Metrics of the kept set itself, without a student, on the patients of `validation`."""
+    failed: str
+
+    @property
+    def point(self) -> Point:
+        """Where it stands on the plane of the front."""
+        return Point(self.validation["audit_ratio"], self.validation["macro_auroc"], self.kept_frac)
+
+    @property
+    def kept_frac(self) -> float:
+        """Share of the sampled images that is kept."""
+        return self.kept["n_kept"] / self.kept["n_sampled"]
+
+
+class Answer(NamedTuple):
+    """What the study says."""
+
+    tried: Sequence[Tried]
+    on_front: Sequence[int]
+    """Numbers of the settings of the front."""
+    recommended: int | None
+    """Number of the setting to use; none if none meets the constraint."""
+    sentence: str
+
+
+def answer(recipe: Recipe, rungs: Sequence[Sequence[Outcome]]) -> Answer:
+    """The study's answer from the outcomes of every rung."""
+    tried = tried_at(rungs)
+    last = [one for one in tried if one.rung == len(rungs) - 1 and not one.failed]
+    points = [one.point for one in last]
+    on_front = front.non_dominated(front.losses(points))
+    eligible = [i for i, one in enumerate(last) if on_front[i] and one.settings["filter.rule"] != "none"]
+    chosen = front.recommended([points[i] for i in eligible], recipe.tune.max_ratio)
+    recommended = None if chosen is None else last[eligible[chosen]]
+    sentence = _sentence(recipe, recommended, [last[i] for i in eligible])
+    numbers = [one.number for one, is_on_front in zip(last, on_front, strict=True) if is_on_front]
+    return Answer(tried, numbers, None if recommended is None else recommended.number, sentence)
+
+
+def tried_at(rungs: Sequence[Sequence[Outcome]]) -> list[Tried]:
+    """Every setting of the first rung at the highest rung where it was measured."""
+    found = []
+    for first in rungs[0]:
+        climbed = [[one for one in rung if one.number == first.number] for rung in rungs]
+        measured = [i for i, outcomes in enumerate(climbed) if outcomes and not all(one.failed for one in outcomes)]
+        rung = measured[-1] if measured else 0
+        outcomes = [one for one in climbed[rung] if not one.failed]
+        arm = "kept" if rung == 0 else "student"
+        kept = outcomes[0].measured["filter"] if outcomes else {}
+        found.append(
+            Tried(
+                first.number,
+                first.settings,
+                rung,
+                kept,
+                _over_seeds(outcomes, f"trial/{arm}/control"),
+                _over_seeds(outcomes, f"trial/{arm}/test") if rung == len(rungs) - 1 else {},
+                _over_seeds(outcomes[:1], "trial/kept/control"),
+                " / ".join(dict.fromkeys(one.failed for one in chain.from_iterable(climbed) if one.failed)),
+            )
+        )
+    return found
+
+
+def _over_seeds(outcomes: Sequence[Outcome], name: str) -> dict[str, Estimate]:
+    saved = [one.measured[name] for one in outcomes if name in one.measured]
+    keys = [key for key in (saved[0] if saved else {}) if all(key in metrics for metrics in saved)]
+    return {key: front.over_seeds([Estimate.from_dict(metrics[key]) for metrics in saved]) for key in keys}
+
+
+def parameter(settings: Settings) -> str:
+    """A setting in words, such as `percentile 63.2`."""
+    rule = settings["filter.rule"]
+    words = ["no filter" if rule == "none" else f"{NAMES[rule]} {settings[PARAMETERS[rule]]:.4g}"]
+    if "sample.guidance_scale" in settings:
+        words.append(f"guidance {settings['sample.guidance_scale']:g}")
+    if "filter.max_per_class" in settings:
+        words.append(f"at most {settings['filter.max_per_class']:,} of a finding")
+    return ", ".join(words)
+
+
+def table(found: Answer, recipe: Recipe) -> Table:
+    """What was tried, for the terminal: the front first."""
+    shown = Table(title=f"settings tried: {len(found.tried)}", title_justify="left", box=None, padding=(0, 2))
+    shown.add_column("")
+    shown.add_column("setting", no_wrap=True)
+    shown.add_column("measured with", no_wrap=True)
+    for heading in ("kept", "auditor's ratio", "AUROC", "ratio, unseen", "AUROC, unseen"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for one in sorted(found.tried, key=lambda one: (-one.rung, one.number not in found.on_front, one.number)):
+        mark = "→" if one.number == found.recommended else "•" if one.number in found.on_front else ""
+        own = " (the recipe's)" if is_own(recipe, one.settings) else ""
+        if one.failed and not one.validation:
+            shown.add_row(mark, parameter(one.settings) + own, f"failed: {one.failed}")
+            continue
+        shown.add_row(
+            mark,
+            parameter(one.settings) + own,
+            ("kept set", "short student", "full student", "several students")[one.rung],
+            f"{one.kept_frac:.0%}",
+            *(
+                _told(metrics.get(key), unit)
+                for metrics in (one.validation, one.test)
+                for key, unit in (("audit_ratio", "%"), ("macro_auroc", ""))
+            ),
+        )
+    return shown
+
+
+def _told(found: Estimate | None, unit: str) -> str:
+    if found is None:
+        return ""
+    if unit == "%":
+        return f"{found.value:.1%} [{found.low:.1%}, {found.high:.1%}]"
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def _sentence(recipe: Recipe, recommended: Tried | None, eligible: Sequence[Tried]) -> str:
+    limit = f"{recipe.tune.max_ratio:.1%}"
+    if recommended is not None:
+        return (
+            f"Use {parameter(recommended.settings)}: of the settings whose students' images are flagged at most "
+            f"{limit} of the time with 95 % confidence it is the most useful, {_both(recommended.validation)}; on "
+            f"patients that no trial saw {_both(recommended.test)}. Kept: {recommended.kept_frac:.0%} of the samples."
+        )
+    if not eligible:
+        return f"No setting could be measured to the end, so none is known to stay at most at {limit}."
+    best = min(eligible, key=lambda one: one.validation["audit_ratio"].high)
+    return (
+        f"No setting keeps the auditor's ratio at most at {limit} with 95 % confidence; the best, "
+        f"{parameter(best.settings)}, reaches {_both(best.validation)}."
+    )
+
+
+def _both(metrics: Mapping[str, Estimate]) -> str:
+    return f"ratio {_told(metrics['audit_ratio'], '%')}, AUROC {_told(metrics['macro_auroc'], '')}"
