@@ -5,7 +5,11 @@ Nothing heavy is imported before the recipe is valid, so `--help` and a mistake 
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -13,7 +17,9 @@ import tyro
 
 from pipeline.config import ConfigError, Recipe, read
 
+MISTAKE = 2
 NOT_CLEARED = 3
+INTERRUPTED = 130
 
 
 class Options(NamedTuple):
@@ -42,20 +48,48 @@ def options(arguments: list[str], program: str) -> Options:
 
 
 def main(word: str | None) -> None:
-    """Run one word's tasks, or all; exit 0, 2 for a mistake of the user, 3 if the gate withholds the package."""
+    """Run one word's tasks, or all; exit 0, 2 for a mistake, 3 if the gate withholds the package, 130 for Ctrl-C."""
+    # What still runs in a thread when the run ends must not start another Ray. Read when Ray is imported.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     try:
         chosen = options(sys.argv[1:], f"jobs.{word or 'all'}")
         from jobs.run import run
 
-        sys.exit(run(chosen.recipe, chosen.store, word, dry_run=chosen.dry_run))
+        status = run(chosen.recipe, chosen.store, word, dry_run=chosen.dry_run)
     except ConfigError as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print("stopped: what is finished is kept — run the same command again to go on", file=sys.stderr)
+        status = INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    _end(status)
 
 
 def fail(message: str) -> NoReturn:
     """End with the message on stderr."""
     print(message, file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(MISTAKE)
+
+
+def _end(status: int) -> NoReturn:
+    """End now. A plain exit would wait for threads that wait for Ray, and `ray.shutdown` beside them may crash."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "ray" in sys.modules:
+        import psutil  # comes with Ray
+
+        with contextlib.suppress(psutil.Error):
+            # Left alone, workers and agents live up to a minute. Ray's own processes must not notice how they go, or
+            # they end too, and Ray in this process then ends it with another status.
+            own = psutil.Process().children()
+            for process in own:
+                process.suspend()
+            for process in [*psutil.Process().children(recursive=True), *own]:
+                process.kill()
+    os._exit(status)
 
 
 def _store(arguments: list[str]) -> tuple[str, list[str]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Collection
 
 from rich.console import Console
 from rich.table import Table
 
-from jobs.command import NOT_CLEARED, fail
+from jobs.command import MISTAKE, NOT_CLEARED
 from pipeline import cluster, plan, summary
-from pipeline.artifact import ArtifactError, Store
+from pipeline.artifact import ArtifactError, Store, explained_full_disk
 from pipeline.cohorts.splits import SplitError
 from pipeline.cohorts.table import CohortError
 from pipeline.config import ConfigError, Recipe
@@ -35,25 +37,34 @@ EXPLAINED = (
 
 def run(recipe: Recipe, store_uri: str, word: str | None, *, dry_run: bool) -> int:
     """Make what is missing of one word's artifacts, or of all; the exit status."""
-    console = _console()
+    console, words = _console(), (word,) if word else plan.WORDS
     try:
         store = Store(store_uri)
-        if dry_run:
-            console.print(_planned(plan.plan(recipe, store), recipe))
-            for step, n, cpus, gpus in cluster.demands(recipe):
-                console.print(f"{step} needs {n} x ({cpus:g} CPU slots, {gpus:g} GPUs) at once")
-            return 0
-        with store.exclusive():
-            lines = plan.plan(recipe, store)
-            words = (word,) if word else plan.WORDS
-            if all(line.artifact for line in lines if line.task.word in words):
-                console.print(f"{recipe.name}: all {len(lines)} artifacts reused, nothing to do")
-            else:
-                with cluster.connect(recipe), View(recipe.name, console) as view:
-                    lines = plan.run(recipe, store, words, view)
-            return 0 if word else _close(lines, store, console)
+        # A disk may fill wherever something is written: also where temporary files are.
+        with explained_full_disk(f"{store.uri} or {tempfile.gettempdir()}"), cluster.unwrapped():
+            if dry_run:
+                return _show(recipe, store, words, console)
+            with store.exclusive():
+                lines = plan.plan(recipe, store)
+                if all(line.artifact for line in lines if line.task.word in words):
+                    console.print(f"{recipe.name}: all {len(lines)} artifacts reused, nothing to do")
+                else:
+                    plan.check(recipe, store, lines, words)
+                    with cluster.connect(recipe), View(recipe.name, console) as view:
+                        lines = plan.run(recipe, store, words, view)
+                return 0 if word else _close(lines, store, console)
     except EXPLAINED as error:
-        fail(str(error))
+        print(error, file=sys.stderr)
+        return MISTAKE
+
+
+def _show(recipe: Recipe, store: Store, words: Collection[str], console: Console) -> int:
+    lines = plan.plan(recipe, store)
+    plan.check(recipe, store, lines, words)
+    console.print(_planned(lines, recipe))
+    for step, n, cpus, gpus in cluster.demands(recipe):
+        console.print(f"{step} needs {n} x ({cpus:g} CPU slots, {gpus:g} GPUs) at once")
+    return 0
 
 
 def _close(lines: list[plan.Line], store: Store, console: Console) -> int:

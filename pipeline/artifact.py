@@ -45,9 +45,14 @@ def fingerprint(name: str, version: int, config: Mapping[str, Any], inputs: Mapp
 
 
 def folder_digest(folder: Path | None) -> str | None:
-    """SHA-256 over names and bytes of a folder's files; none for no folder. A recipe's folder counts by content."""
+    """SHA-256 over names and bytes of a folder's files; none for no folder. A recipe's folder counts by content.
+
+    Raises: ArtifactError if the folder is not there.
+    """
     if folder is None:
         return None
+    if not folder.is_dir():
+        raise ArtifactError(f"recipe: want the folder of a saved model, got nothing at {folder} — correct its path")
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(
@@ -306,14 +311,25 @@ class Store:
 def explained_disk(where: Path | str) -> Iterator[None]:
     """Turn a full disk or a forbidden folder into a sentence."""
     try:
-        yield
+        with explained_full_disk(where):
+            yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise ArtifactError(f"store {where}: want a folder to write to, got {error.strerror}") from error
+        raise
+
+
+@contextlib.contextmanager
+def explained_full_disk(where: Path | str) -> Iterator[None]:
+    """Turn a full disk, whoever finds it, into a sentence."""
+    try:
+        yield
+    except Exception as error:
+        # By its words, as what safetensors and tokenizers raise has no errno.
+        if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
             raise ArtifactError(
                 f"store {where}: want free space, got a full disk — free some and run again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise ArtifactError(f"store {where}: want a folder to write to, got {error.strerror}") from error
         raise
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayTaskError
+from ray.train import WorkerGroupError
 
 from pipeline.config import Recipe
 
@@ -27,6 +29,8 @@ class ClusterError(RuntimeError):
 def connect(recipe: Recipe) -> Iterator[None]:
     """Ray for the time of a run: the cluster at `cluster.address`, or one of its own on this machine.
 
+    After an error it stays until the process ends, as `ray.shutdown` hangs or crashes beside a task that still runs
+    in a thread.
     Raises: ClusterError if the cluster cannot hold the recipe's largest pool.
     """
     _quiet()
@@ -42,11 +46,20 @@ def connect(recipe: Recipe) -> Iterator[None]:
                 logging_level=logging.ERROR,
                 _temp_dir=_short_temporary_folder(),
             )
+    preflight(recipe)
+    yield
+    ray.shutdown()
+
+
+@contextlib.contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise what a worker raised instead of what Ray makes of it."""
     try:
-        preflight(recipe)
         yield
-    finally:
-        ray.shutdown()
+    except RayTaskError as error:
+        raise error.cause from error
+    except WorkerGroupError as error:
+        raise next(iter(error.worker_failures.values())) from error
 
 
 def preflight(recipe: Recipe) -> None:
@@ -92,8 +105,8 @@ def _quiet() -> None:
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's newer output prints boxes whatever verbose says
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("ray", "ray.data", "ray.train"):  # what they log as an error they also raise
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _short_temporary_folder() -> str:

@@ -638,7 +638,7 @@ def read(path: Path) -> Recipe:
     try:
         tree = yaml.safe_load(path.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path}: want YAML, got {error}") from error
+        raise ConfigError(f"recipe {path}: want YAML, got {' '.join(str(error).split())} — correct it") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"recipe {path}: want a mapping of sections, got {type(tree).__name__}")
     return _validate(tree, f"recipe {path}")

@@ -81,6 +81,15 @@ def _chosen(candidates: list[list[Task]], store: Store) -> list[Line]:
     return planned[-1]
 
 
+def check(recipe: Recipe, store: Store, lines: list[Line], words: Collection[str]) -> None:
+    """What of a table can be wrong as a whole, found in seconds, before Ray and before any image is opened.
+
+    Raises: whatever `ingest` finds.
+    """
+    if recipe.ingest.kind == "table" and "ingest" in words and _artifact(lines, "ingest") is None:
+        ingest.checked(recipe, store)
+
+
 def _artifact(lines: list[Line], name: str) -> Artifact | None:
     return next(line.artifact for line in lines if line.task.name == name)
 

@@ -94,6 +94,8 @@ class View:
 
     def note(self, task: str, state: str, seconds: float = 0.0, note: str = "") -> None:
         """Set a task's line: `waiting`, `reused`, `running`, `done` or `failed`."""
+        if self._stop.is_set():  # a thread of a run that was stopped
+            return
         with self._lock:
             self._lines[task] = (state, time.monotonic() if state == "running" else seconds, note)
         if not self.console.is_terminal and state in ("running", "done", "reused", "failed"):

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import ray.data
 from ray.data import ActorPoolStrategy, SaveMode
 from ray.data.checkpoint import CheckpointConfig
+from ray.data.checkpoint.checkpoint_writer import PENDING_CHECKPOINT_SUFFIX
 
 from pipeline.progress import Bar
 from pipeline.tables import SchemaError, require
@@ -58,9 +59,10 @@ def append_columns(
     Raises: SchemaError if the rows written are not the rows read.
     """
     n_rows = count_rows(source_uri)
-    bar.begin(n_rows, count_rows(out_uri))
+    checkpoint = f"{work_uri}/checkpoint"
+    bar.begin(n_rows, _count_done(checkpoint))
     if pool.max_actors:
-        _stream(source_uri, worker, arguments, out_uri, work_uri, pool, bar)
+        _stream(source_uri, worker, arguments, out_uri, checkpoint, pool, bar)
     else:
         _in_process(source_uri, _Operator(worker, dict(arguments), bar), out_uri, pool.batch_rows)
     written = count_rows(out_uri)
@@ -74,7 +76,7 @@ def _stream(
     worker: type[Worker],
     arguments: Mapping[str, Any],
     out_uri: str,
-    work_uri: str,
+    checkpoint: str,
     pool: Pool,
     bar: Bar,
 ) -> None:
@@ -83,9 +85,8 @@ def _stream(
     rows = ray.data.read_parquet(source_uri)
     rows.context.enable_progress_bars = False
     # Kept until the manifest is written: deleted earlier, a kill in between would write every row twice.
-    rows.context.checkpoint_config = CheckpointConfig(
-        "row_id", f"{work_uri}/checkpoint", delete_checkpoint_on_success=False
-    )
+    rows.context.checkpoint_config = CheckpointConfig("row_id", checkpoint, delete_checkpoint_on_success=False)
+    rows.context.raise_original_map_exception = True
     rows.repartition(target_num_rows_per_block=pool.block_rows).map_batches(
         operator,
         fn_constructor_args=(worker, dict(arguments), bar),
@@ -112,16 +113,24 @@ def read_rows(uri: str) -> pa.Table:
     return pads.dataset(path, filesystem=fs, format="parquet").to_table()
 
 
-def _located(uri: str) -> tuple[pafs.FileSystem, str]:
-    return (pafs.LocalFileSystem(), uri) if "://" not in uri else pafs.FileSystem.from_uri(uri)
-
-
 def count_rows(uri: str) -> int:
     """Rows in the Parquet file or folder at `uri`; 0 if there is none."""
     fs, path = _located(uri)
     if fs.get_file_info(path).type == pafs.FileType.NotFound:
         return 0
     return pads.dataset(path, filesystem=fs, format="parquet").count_rows()
+
+
+def _count_done(checkpoint_uri: str) -> int:
+    """Rows that an earlier attempt finished. Beside them may be half a file, where it was killed or the disk full."""
+    fs, path = _located(checkpoint_uri)
+    infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    done = [info.path for info in infos if not info.path.endswith(f"{PENDING_CHECKPOINT_SUFFIX}.parquet")]
+    return pads.dataset(done, filesystem=fs, format="parquet").count_rows() if done else 0
+
+
+def _located(uri: str) -> tuple[pafs.FileSystem, str]:
+    return (pafs.LocalFileSystem(), uri) if "://" not in uri else pafs.FileSystem.from_uri(uri)
 
 
 class _Operator:

@@ -111,6 +111,13 @@ def test_what_is_no_image_is_refused(source: Path | bytes) -> None:
         images.decode(source, PX, 1)
 
 
+def test_an_error_of_the_reader_itself_is_a_refusal_too() -> None:
+    broken = bytearray(encoded(Image.fromarray(RAMP.astype(np.uint8)), "DDS"))
+    broken[80:84] = bytes(4)  # flags of the pixel format: Pillow raises NotImplementedError
+    with pytest.raises(ImageError, match="unreadable image"):
+        images.decode(bytes(broken), PX, 1)
+
+
 @pytest.mark.parametrize("values", [np.full((PX, PX), -1, np.int32), np.full((PX, PX), 70_000, np.int32)])
 def test_values_outside_sixteen_bits_are_refused(values: np.ndarray) -> None:
     with pytest.raises(ImageError, match="outside 16 bit"):

@@ -124,7 +124,7 @@ def test_where_and_how_wide_it_runs_changes_no_artifact(store: Store, changes: d
         ({"distill.ema_decay": 0.9}, "distill"),
         ({"evaluate.n_train": 100}, "evaluate/real"),
         ({"evaluate.large_factor": 3}, "evaluate/student_large"),
-        ({"evaluate.encoder_folder": "/models/encoder"}, "evaluate/encoder"),
+        ({"evaluate.encoder_folder": Path(__file__).parent / "cohorts"}, "evaluate/encoder"),
         ({"evaluate.bootstrap": 100}, "evaluate"),
         ({"release.conditions.n_probe": 10}, "evaluate/changed"),
         ({"release.conditions.max_excess": 0.2}, "release"),

@@ -161,7 +161,7 @@ def _content(path: Path) -> pa.Table:
                 return pa.json.read_json(path)
             case ".parquet":
                 return pa.parquet.read_table(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         # Arrow's own message on a ragged row quotes it, with the patient in it.
         got = f"{ragged[0].actual_columns} in line {ragged[0].number}" if ragged else str(error)
         want = f"{ragged[0].expected_columns} cells per row" if ragged else f"a readable {path.suffix}"

@@ -77,15 +77,14 @@ def token_ids(
 ) -> tuple[Int64[Tensor, "n t"], Int64[Tensor, "n t"]]:
     """Ids and mask (1 token, 0 padding) of the prompts, padded to `max_tokens`.
 
-    Raises: ValueError naming the first prompt that has more than `max_tokens` tokens.
+    Raises: ConfigError if a prompt has more than `max_tokens` tokens; it does not quote it, as logs hold no text.
     """
-    ids = tokenizer(list(prompts), add_special_tokens=True)["input_ids"]
-    for prompt, row in zip(prompts, ids, strict=True):
-        if len(row) > max_tokens:
-            raise ValueError(
-                f"prompt {prompt!r}: want at most {max_tokens} tokens, got {len(row)} "
-                "— shorten prompts (ingest.prompt) or raise text.max_tokens"
-            )
+    ids = tokenizer(list(prompts), add_special_tokens=True, verbose=False)["input_ids"]
+    if longer := [len(row) for row in ids if len(row) > max_tokens]:
+        raise config.ConfigError(
+            f"prompts: want at most {max_tokens} tokens, got {len(longer)} of {len(ids)} prompts with up to "
+            f"{max(longer)} — raise text.max_tokens of teach and distill, or lower ingest.prompt.max_words"
+        )
     lengths = torch.tensor([len(row) for row in ids], dtype=torch.int64)
     mask = (torch.arange(max_tokens) < lengths[:, None]).long()
     padded = torch.full_like(mask, _id(tokenizer.pad_token_id))

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import images, rows
-from pipeline.artifact import ArtifactError, read_table, require_space
+from pipeline.artifact import ArtifactError, Store, read_table, require_space
 from pipeline.cohorts import phantom, splits, table, text
 from pipeline.config import SPLITS, ConfigError, Ingest, Recipe
 from pipeline.generators import prompts
@@ -42,16 +42,14 @@ def tasks(recipe: Recipe) -> list[Task]:
 
 def make(work: Work) -> Made:
     """List the cohort, split it, cap it, read its pixels, clean its texts, hash its patients."""
-    ingest, seed = work.recipe.ingest, work.recipe.seed
-    listing = _listing(ingest, seed)
-    _require_findings(work.recipe, listing.findings)
-    listed, over_cap = _split(listing.rows, ingest, seed)
-    require_space(work.draft.store, 2 * len(listed) * ingest.image_px**2 * ingest.channels)
+    ingest = work.recipe.ingest
+    listing, listed, over_cap = checked(work.recipe, work.draft.store)
     unusable = _read_pixels(work, listed)
     rejects = pa.concat_tables([listing.rejects, over_cap, unusable]).sort_by("row_id")
     kept = listed.filter(pc.invert(pc.is_in(listed["row_id"], unusable["row_id"].combine_chunks())))
     patients = _patients_by_split(kept)
     _require_patients(patients, ingest)
+    _require_pairs(kept)
     kept, removed = _with_prompts(kept, ingest, listing.findings)
     records = _hashed(kept, _patient_key(work)).select(RECORDS.names).cast(RECORDS)
     work.draft.write_table(records, "records")
@@ -67,6 +65,21 @@ def make(work: Work) -> Made:
         "patients_by_split": {name: len(patients[name]) for name in SPLITS},
     }
     return Made(facts, len(records))
+
+
+def checked(recipe: Recipe, store: Store) -> tuple[table.Listing, pa.Table, pa.Table]:
+    """The listed cohort, its rows that are used, with their split, and those over the cap. Opens no image.
+
+    Raises: CohortError, SplitError, ConfigError or ArtifactError, each before anything is written.
+    """
+    ingest = recipe.ingest
+    listing = _listing(ingest, recipe.seed)
+    _require_findings(recipe, listing.findings)
+    listed, over_cap = _split(listing.rows, ingest, recipe.seed)
+    _require_pairs(listed)
+    _require_key_file(ingest)
+    require_space(store, 2 * len(listed) * ingest.image_px**2 * ingest.channels)
+    return listing, listed, over_cap
 
 
 class ReadPixels:
@@ -182,6 +195,24 @@ def _require_patients(patients: dict[str, set[str]], ingest: Ingest) -> None:
             )
 
 
+def _require_pairs(listed: pa.Table) -> None:
+    """A network learns to recognise patients from those with several images, and is verified on such."""
+    for name in ("identify", "audit"):
+        n_images = Counter(listed.filter(pc.equal(listed["split"], name))["patient"].to_pylist())
+        several = sum(n > 1 for n in n_images.values())
+        if several < 2:
+            raise splits.SplitError(
+                f"split {name}: want 2 patients with 2 images or more, got {several} of {len(n_images)} — give more "
+                f"patients with several images, or raise ingest.splits.{name} or ingest.max_images_per_patient.{name}"
+            )
+
+
+def _require_key_file(ingest: Ingest) -> None:
+    file = ingest.patient_key_file
+    if file is not None and not file.is_file():
+        raise ArtifactError(f"ingest.patient_key_file: want a file, got nothing at {file} — make one or leave it out")
+
+
 def _with_prompts(listed: pa.Table, ingest: Ingest, findings: tuple[str, ...]) -> tuple[pa.Table, dict[str, int]]:
     """Add `prompt`, for training rows only; how many words and phrases were removed from them, by reason."""
     train = listed.filter(pc.equal(listed["split"], "train"))
@@ -214,9 +245,5 @@ def _patient_key(work: Work) -> bytes:
     """The key of the hash: from the recipe's file, or made once for this store."""
     file = work.recipe.ingest.patient_key_file
     if file is not None:
-        if not file.is_file():
-            raise ArtifactError(
-                f"ingest.patient_key_file: want a file, got nothing at {file} — make one or leave it out"
-            )
         return hashlib.blake2b(file.read_bytes(), digest_size=32).digest()
     return work.draft.store.secret("private/patient.key")

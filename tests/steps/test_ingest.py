@@ -155,7 +155,16 @@ def test_the_key_of_the_pseudonyms_is_the_stores_unless_a_file_is_given(tmp_path
 def test_a_missing_key_file_is_told(tmp_path: Path) -> None:
     missing = config.changed(Recipe(), {"ingest.patient_key_file": tmp_path / "no.key"})
     with pytest.raises(ArtifactError, match=r"patient_key_file: want a file, got nothing at .*no\.key"):
-        ingest._patient_key(dataclasses.replace(work(tmp_path), recipe=missing))
+        ingest.checked(missing, Store(tmp_path))
+
+
+def test_patients_in_one_image_only_are_no_cohort_to_learn_recognition_from() -> None:
+    once = [(f"patient {i}", split, None) for i in range(3) for split in ("train", "identify", "audit")]
+    twice = [*once, *[(f"patient {i}", "identify", None) for i in range(2)]]
+    for rows, lacking in ((once, "identify"), (twice, "audit")):
+        with pytest.raises(SplitError, match=f"split {lacking}: want 2 patients with 2 images or more, got 0 of 3"):
+            ingest._require_pairs(split_listing(*rows))
+    ingest._require_pairs(split_listing(*twice, *[(f"patient {i}", "audit", None) for i in range(2)]))
 
 
 def test_a_quota_for_a_finding_that_the_cohort_lacks_is_refused() -> None:
