@@ -11,21 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from pipeline import report_plots
 from pipeline.estimate import Estimate
+from pipeline.page import inlined, is_wide, templates
 from pipeline.privacy.gate import Verdict
 from pipeline.privacy.risk import two_proportion_p
 
-# A 95 % interval wider than this, on a scale from 0 to 1, decides nothing that the page is asked.
-WIDE = 0.10
 # One-sided level of "more often than unseen patients".
 LEVEL = 0.05
 # Metric of a re-identification ratio -> the network behind it.
@@ -140,32 +136,27 @@ def render(report: Report) -> str:
 
     A metric that is missing or not finite is shown as `not measured`.
     """
-    here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(here),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(plots=report_plots, is_wide=is_wide)
     metrics = {key: e for key, e in report.metrics.items() if np.isfinite(e[:3]).all()}
     contrasts = [c for ratio in RATIOS if (c := contrast(metrics, ratio)) is not None]
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        css=Markup((here / "report.css").read_text()),
-        metric=metrics.get,
-        contrasts=contrasts,
-        safer=safer_than_teacher(contrasts),
-        control_answer=above_control(contrasts, report.min_control),
-        level=LEVEL,
-        ratio_axis=_ratio_axis(metrics),
-        auroc_axis=_auroc_axis(metrics),
-        score_axis=report_plots.score_axis(report.scores.values(), report.threshold),
-        auroc_rows=auroc_rows(metrics),
-        by_images=by_group(metrics, "images"),
-        by_finding=by_group(metrics, "finding"),
-        stages={drop.stage: [d for d in report.dropped if d.stage == drop.stage] for drop in report.dropped},
+    return (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            css=inlined("report.css"),
+            metric=metrics.get,
+            contrasts=contrasts,
+            safer=safer_than_teacher(contrasts),
+            control_answer=above_control(contrasts, report.min_control),
+            level=LEVEL,
+            ratio_axis=_ratio_axis(metrics),
+            auroc_axis=_auroc_axis(metrics),
+            score_axis=report_plots.score_axis(report.scores.values(), report.threshold),
+            auroc_rows=auroc_rows(metrics),
+            by_images=by_group(metrics, "images"),
+            by_finding=by_group(metrics, "finding"),
+            stages={drop.stage: [d for d in report.dropped if d.stage == drop.stage] for drop in report.dropped},
+        )
     )
 
 
@@ -204,11 +195,6 @@ def above_control(contrasts: Sequence[Contrast], min_control: int) -> Answer:
             "unsure", "There is not enough evidence that its images are as safe as unseen patients’ images."
         )
     return Answer("yes", "Its images match training patients no more often than images of unseen patients do.")
-
-
-def is_wide(estimate: Estimate) -> bool:
-    """Whether an estimate on a scale from 0 to 1 is too uncertain to decide anything."""
-    return estimate.high - estimate.low > WIDE
 
 
 def relative_reduction(teacher: Estimate, student: Estimate) -> Estimate | None:

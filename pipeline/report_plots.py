@@ -11,7 +11,7 @@ import base64
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -43,19 +43,20 @@ class Bar(NamedTuple):
 
 @dataclass(frozen=True)
 class Axis:
-    """A horizontal axis from `start` to `stop`; a logit axis is linear in log(p / (1 - p))."""
+    """An axis from `start` to `stop`, linear in the value, in its logit log(p / (1 - p)) or in its square root."""
 
     start: float
     stop: float
     values: tuple[float, ...]
     unit: str = ""
-    logit: bool = False
+    scale: Literal["linear", "logit", "root"] = "linear"
 
     def places(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """Where values stand, in percent of the width; values off the axis stand at its ends."""
         scaled, ends = values, np.array([self.start, self.stop])
-        if self.logit:
-            scaled, ends = _logit(values), _logit(ends)
+        if self.scale != "linear":
+            scale = _logit if self.scale == "logit" else np.sqrt
+            scaled, ends = scale(values), scale(ends)
         return 100 * np.clip((scaled - ends[0]) / (ends[1] - ends[0]), 0.0, 1.0)
 
     def place(self, value: float) -> float:
@@ -74,12 +75,27 @@ class Axis:
 
 def linear_axis(low: float, high: float, unit: str = "") -> Axis:
     """An axis over [low, high] with ticks at multiples of 1, 2 or 5 times a power of ten; it ends at ticks."""
-    span = max(high - low, 1e-6)
-    power = 10.0 ** math.floor(math.log10(span / 5))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= span / 5 * 0.999)
+    step = _tick_step(max(high - low, 1e-6) / 5)
     first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
     values = tuple(round(i * step, 10) for i in range(first, last + 1))
     return Axis(values[0], values[-1], values, unit)
+
+
+def snug_axis(low: float, high: float) -> Axis:
+    """A linear axis over [low, high] and a little more, with the ticks that fall into it."""
+    span = max(high - low, 1e-3)
+    start, stop = low - 0.05 * span, high + 0.05 * span
+    step = _tick_step(span / 8)
+    values = (round(i * step, 10) for i in range(math.ceil(start / step), math.floor(stop / step) + 1))
+    return Axis(start, stop, tuple(values))
+
+
+def root_axis(high: float, unit: str = "") -> Axis:
+    """An axis from 0 to a round number at or over `high`, stretched near 0, where the shares that matter crowd."""
+    power = 10.0 ** math.floor(math.log10(max(high, 1e-4)))
+    stop = next(round(power * m, 10) for m in (1, 2, 4, 5, 10) if power * m >= high * 0.999)
+    wanted = [stop * (i / 5) ** 2 for i in range(1, 5)]
+    return Axis(0.0, stop, tuple(sorted({0.0, stop, *(_round_number(v) for v in wanted)})), unit, "root")
 
 
 def score_axis(scores: Iterable[Float[np.ndarray, " _"]], threshold: float | None) -> Axis:
@@ -90,7 +106,7 @@ def score_axis(scores: Iterable[Float[np.ndarray, " _"]], threshold: float | Non
     start = max((t for t in SCORE_TICKS[:-1] if t <= low), default=SCORE_TICKS[0])
     stop = min((t for t in SCORE_TICKS if t > max(high, start)), default=SCORE_TICKS[-1])
     values = tuple(t for t in SCORE_TICKS if start <= t <= stop)
-    return Axis(start, stop, values if len(values) <= MAX_TICKS else values[::2], logit=True)
+    return Axis(start, stop, values if len(values) <= MAX_TICKS else values[::2], scale="logit")
 
 
 def histogram(scores: Float[np.ndarray, " n"], axis: Axis, threshold: float | None, n_bins: int = 48) -> list[Bar]:
@@ -121,6 +137,16 @@ def css_px(image: UInt8[np.ndarray, "h w c"]) -> int:
     """Width on the page: small images are enlarged by a whole number, so that all their pixels are alike."""
     width = image.shape[1]
     return width * max(round(IMAGE_CSS_PX / width), 1) if width < IMAGE_CSS_PX else IMAGE_CSS_PX
+
+
+def _tick_step(least: float) -> float:
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(power * m for m in (1, 2, 5, 10) if power * m >= least * 0.999)
+
+
+def _round_number(value: float) -> float:
+    power = 10.0 ** math.floor(math.log10(value))
+    return round(power * min((1, 2, 5, 10), key=lambda m: abs(power * m - value)), 10)
 
 
 def _logit(p: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

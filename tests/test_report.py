@@ -343,10 +343,10 @@ def test_every_colour_of_text_has_the_contrast_of_wcag_aa(theme: str) -> None:
     grounds += [(text, f"{tone}-tint") for tone in ("yes", "no") for text in ("ink", "link", "yes", "no", "unsure")]
     grounds += [("unsure", "unsure-tint"), ("ink", "tint"), ("muted", "faint"), ("on-alarm", "alarm")]
     for text, ground in grounds:
-        assert _contrast(colours[text], colours[ground]) >= 4.5, (theme, text, ground)
+        assert contrast(colours[text], colours[ground]) >= 4.5, (theme, text, ground)
 
 
-def _contrast(first: str, second: str) -> float:
+def contrast(first: str, second: str) -> float:
     """Contrast ratio of two colours (WCAG 2.2, definition of relative luminance)."""
     lights = sorted(_luminance(colour) for colour in (first, second))
     return (lights[1] + 0.05) / (lights[0] + 0.05)
