@@ -81,13 +81,13 @@ def _end(status: int) -> NoReturn:
     if "ray" in sys.modules:
         import psutil  # comes with Ray
 
-        with contextlib.suppress(psutil.Error):
-            # Left alone, workers and agents live up to a minute. Ray's own processes must not notice how they go, or
-            # they end too, and Ray in this process then ends it with another status.
-            own = psutil.Process().children()
-            for process in own:
+        # Left alone, workers and agents live up to a minute. Ray's own processes must not notice how they go, or they
+        # end too, and Ray in this process then ends it with another status.
+        for process in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
                 process.suspend()
-            for process in [*psutil.Process().children(recursive=True), *own]:
+        for process in reversed(psutil.Process().children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
                 process.kill()
     os._exit(status)
 

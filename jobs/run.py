@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.command import MISTAKE, NOT_CLEARED
-from pipeline import cluster, plan, summary
+from pipeline import cluster, plan, summary, tune, tune_report
 from pipeline.artifact import ArtifactError, Store, explained_full_disk
 from pipeline.cohorts.splits import SplitError
 from pipeline.cohorts.table import CohortError
@@ -37,29 +37,33 @@ EXPLAINED = (
 
 def run(recipe: Recipe, store_uri: str, word: str | None, *, dry_run: bool) -> int:
     """Make what is missing of one word's artifacts, or of all; the exit status."""
-    console, words = _console(), (word,) if word else plan.WORDS
+    console, words, listing = _console(), (word,) if word else plan.WORDS, plan.tasks
+    if word == "tune":
+        recipe, words, listing = tune.study_of(recipe), tune.WORDS, tune.listing
     try:
         store = Store(store_uri)
         # A disk may fill wherever something is written: also where temporary files are.
         with explained_full_disk(f"{store.uri} or {tempfile.gettempdir()}"), cluster.unwrapped():
             if dry_run:
-                return _show(recipe, store, words, console)
+                return _show(recipe, store, words, listing, console)
             with store.exclusive():
-                lines = plan.plan(recipe, store)
+                lines = plan.plan(recipe, store, listing)
                 if all(line.artifact for line in lines if line.task.word in words):
                     console.print(f"{recipe.name}: all {len(lines)} artifacts reused, nothing to do")
                 else:
                     plan.check(recipe, store, lines, words)
                     with cluster.connect(recipe), View(recipe.name, console) as view:
-                        lines = plan.run(recipe, store, words, view)
+                        lines = plan.run(recipe, store, words, view, listing)
+                if word == "tune":
+                    return _close_study(recipe, lines, store, console)
                 return 0 if word else _close(lines, store, console)
     except EXPLAINED as error:
         print(error, file=sys.stderr)
         return MISTAKE
 
 
-def _show(recipe: Recipe, store: Store, words: Collection[str], console: Console) -> int:
-    lines = plan.plan(recipe, store)
+def _show(recipe: Recipe, store: Store, words: Collection[str], listing: plan.Listing, console: Console) -> int:
+    lines = plan.plan(recipe, store, listing)
     plan.check(recipe, store, lines, words)
     console.print(_planned(lines, recipe))
     for step, n, cpus, gpus in cluster.demands(recipe):
@@ -85,6 +89,18 @@ def _close(lines: list[plan.Line], store: Store, console: Console) -> int:
                 f"  {verdict['name']}: {verdict['verdict']} - {verdict['measured']}, wanted {verdict['wanted']}"
             )
     return 0 if released.facts["written"] else NOT_CLEARED
+
+
+def _close_study(recipe: Recipe, lines: list[plan.Line], store: Store, console: Console) -> int:
+    found = tune.answer_of(recipe, lines)
+    folder = summary.publish_study(lines, store)
+    console.print(tune_report.table(found, recipe))
+    for line in [*tune_report.failures(found), found.sentence]:
+        console.print(line)
+    console.print(f"explorer     {folder}/explorer.html\nsummary      {folder}/summary.json")
+    if found.recommended is not None:
+        console.print(f"recommended  {folder}/recommended.yaml  (run it with python -m jobs.all)")
+    return 0
 
 
 def _planned(lines: list[plan.Line], recipe: Recipe) -> Table:

@@ -40,6 +40,25 @@ def publish(lines: Sequence[Line], store: Store) -> Metrics:
     return metrics
 
 
+def publish_study(lines: Sequence[Line], store: Store) -> str:
+    """Copy a study's pages, answer and recipe to `tune/` at the top of the store; its address."""
+    artifacts = {line.task.name: line.artifact for line in lines if line.artifact is not None}
+    public, private = (store.path_of(artifacts[name].key) for name in ("tune", "tune/custodian"))
+    folder = f"{store.root}/tune"
+    store.fs.create_dir(folder, recursive=True)
+    for source, name in (
+        (f"{private}/explorer.html", "explorer.html"),
+        (f"{private}/recommended.yaml", "recommended.yaml"),
+        (f"{public}/explorer.html", "explorer_public.html"),
+        (f"{public}/summary.json", "summary.json"),
+    ):
+        if store.fs.get_file_info(source).type == pafs.FileType.File:
+            store.fs.copy_file(source, f"{folder}/{name}")
+        elif store.fs.get_file_info(f"{folder}/{name}").type == pafs.FileType.File:
+            store.fs.delete_file(f"{folder}/{name}")  # of an earlier study
+    return f"{store.uri}/tune"
+
+
 def closing_table(metrics: Metrics, n_released: int) -> Table:
     """Re-identification ratios by both networks and AUROC, with intervals, for the terminal."""
     table = Table(title=f"images in the kept set: {n_released:,}", title_justify="left", box=None, padding=(0, 2))

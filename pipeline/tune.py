@@ -10,24 +10,30 @@ the mathematics of fronts (`front`), the page (`explorer`).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import yaml
 from ray import tune
 from ray.tune import Tuner
 
-from pipeline import config, front, generator, plan, proposals
-from pipeline.artifact import Store
+from pipeline import config, explorer, fit, front, generator, plan, proposals, scan, tune_page
+from pipeline.artifact import Artifact, Store
 from pipeline.config import Recipe, canonical, changed
+from pipeline.explorer import Explorer
 from pipeline.outcomes import PARAMETERS, Outcome, Settings, outcomes_of, own_settings, point
 from pipeline.progress import Silence
 from pipeline.steps import trial
+from pipeline.steps.report import LeakError
 from pipeline.task import Made, Task, Work
+from pipeline.tune_report import Answer, answer, parameter, told
 
 VERSION = 1
+WORDS = ("ingest", "teach", "identify", "sample", "score", "tune")
 RUNGS = ("kept set", "short student", "full student", "more seeds, unseen patients")
 
 
@@ -49,7 +55,7 @@ def tasks(recipe: Recipe) -> list[Task]:
         "tune": study.model_dump(mode="json", include={"climb", "short_frac"}),
     }
     configs = (kept, student, student, student | {"student_seeds": study.student_seeds})
-    return [
+    rungs = [
         Task(
             f"tune/{rung}",
             functools.partial(make, rung=rung),
@@ -62,6 +68,18 @@ def tasks(recipe: Recipe) -> list[Task]:
         )
         for rung in range(len(RUNGS))
     ]
+    inputs = (*shared, *(task.name for task in rungs))
+    asked = {"max_ratio": study.max_ratio, "filter": recipe.filter.model_dump(mode="json"), "name": recipe.name}
+    return [
+        *rungs,
+        Task("tune", make_answer, asked, inputs, "releasable", VERSION, about="front, recommendation, public page"),
+        Task("tune/custodian", make_private_page, asked, inputs, version=VERSION, about="the page, private edition"),
+    ]
+
+
+def study_of(recipe: Recipe) -> Recipe:
+    """The recipe as a study takes it: one round of samples, as the budget is fixed."""
+    return changed(recipe, {"sample.max_rounds": 1})
 
 
 def listing(recipe: Recipe, n_rounds: int) -> list[Task]:
@@ -89,6 +107,67 @@ def make(work: Work, rung: int) -> Made:
     (work.draft.folder / "trials.json").write_text(json.dumps(body, indent=1, allow_nan=False))
     failed = sum(bool(outcome.failed) for outcome in outcomes)
     return Made({"measured": len(outcomes) - failed, "failed": failed}, len(outcomes))
+
+
+def make_answer(work: Work) -> Made:
+    """The answer as JSON, and the explorer without anything private."""
+    found, page = _answered(work)
+    folder = work.draft.folder
+    (folder / "explorer.html").write_text(explorer.render(page))
+    body = {
+        "answer": found.sentence,
+        "recommended": found.recommended,
+        "front": list(found.on_front),
+        "settings": [told(one) for one in found.tried],
+    }
+    (folder / "summary.json").write_text(json.dumps(body, indent=1, allow_nan=False))
+    leaks = fit.small(scan.scan_text, work.recipe, {**work.inputs, **_kept(work, found)}, folder)
+    if leaks:
+        raise LeakError(f"public explorer: want no secret, got {leaks} — see which text of the recipe holds one")
+    return Made({"answer": found.sentence, "recommended": found.recommended, "front": list(found.on_front)})
+
+
+def make_private_page(work: Work) -> Made:
+    """The explorer with raw samples, those at risk included, and the recommended recipe, which names folders."""
+    found, page = _answered(work)
+    if found.recommended is not None:
+        chosen = next(one for one in found.tried if one.number == found.recommended)
+        (work.draft.folder / "recommended.yaml").write_text(_recommended(work.recipe, chosen.settings))
+    private = tune_page.private_part(work.inputs)
+    (work.draft.folder / "explorer.html").write_text(explorer.render(dataclasses.replace(page, private=private)))
+    return Made({})
+
+
+def answer_of(recipe: Recipe, lines: Sequence[plan.Line]) -> Answer:
+    """The answer of a finished study."""
+    artifacts = {line.task.name: line.artifact for line in lines if line.artifact is not None}
+    return answer(recipe, [outcomes_of(artifacts[f"tune/{rung}"]) for rung in range(len(RUNGS))])
+
+
+def _answered(work: Work) -> tuple[Answer, Explorer]:
+    found = answer(work.recipe, [outcomes_of(work.inputs[f"tune/{rung}"]) for rung in range(len(RUNGS))])
+    page = tune_page.explorer_of(work.recipe, work.inputs, found, work.run_started_at)
+    if found.recommended is None:  # no other kept set may leave
+        return found, page
+    return found, dataclasses.replace(page, kept_images=tune_page.kept_images(_kept(work, found)["filter"]))
+
+
+def _kept(work: Work, found: Answer) -> dict[str, Artifact]:
+    """The kept set of the recommended setting, or of the first that was measured."""
+    measured = [one for one in found.tried if one.kept]
+    best = [one for one in measured if one.number == found.recommended] or measured
+    for one in best[:1]:
+        lines = plan.plan(recipe_of(work.recipe, one.settings, 0), work.draft.store, trial_tasks)
+        return {line.task.name: line.artifact for line in lines if line.task.name == "filter" and line.artifact}
+    return {}
+
+
+def _recommended(recipe: Recipe, settings: Settings) -> str:
+    """A recipe that `jobs.all` runs: this one with the setting, and with the study's one round of samples."""
+    tree = changed(recipe, {**settings, "sample.max_rounds": 1}).model_dump(mode="json")
+    return f"# {recipe.name}, with the filter that the study recommends: {parameter(settings)}\n" + yaml.safe_dump(
+        tree, sort_keys=False, allow_unicode=True
+    )
 
 
 def recipe_of(recipe: Recipe, settings: Settings, rung: int, seed_offset: int = 0) -> Recipe:

@@ -21,6 +21,7 @@ from pipeline.estimate import Estimate
 from pipeline.front import Point
 from pipeline.outcomes import PARAMETERS, Outcome, Settings, is_own
 
+MEASURED_ON = ("kept set", "short student", "full student", "students")
 NAMES = {"fixed": "threshold", "percentile": "percentile", "recall": "recall", "fdr": "fdr"}
 
 
@@ -118,49 +119,53 @@ def parameter(settings: Settings) -> str:
     return ", ".join(words)
 
 
+def told(one: Tried) -> dict[str, Any]:
+    """A setting as JSON."""
+    return {
+        "number": one.number,
+        "settings": dict(one.settings),
+        "rung": one.rung,
+        "kept": dict(one.kept),
+        "validation": {key: found.as_dict() for key, found in one.validation.items()},
+        "test": {key: found.as_dict() for key, found in one.test.items()},
+        "kept_set": {key: found.as_dict() for key, found in one.kept_set.items()},
+        "failed": one.failed,
+    }
+
+
 def table(found: Answer, recipe: Recipe) -> Table:
-    """What was tried, for the terminal: the front first."""
-    shown = Table(title=f"settings tried: {len(found.tried)}", title_justify="left", box=None, padding=(0, 2))
+    """What was measured, for the terminal: the front first."""
+    shown = Table(title=f"settings tried: {len(found.tried)}", title_justify="left", box=None, padding=(0, 1))
     shown.add_column("")
-    shown.add_column("setting", no_wrap=True)
-    shown.add_column("measured with", no_wrap=True)
-    for heading in ("kept", "auditor's ratio", "AUROC", "ratio, unseen", "AUROC, unseen"):
+    shown.add_column("setting", overflow="fold")
+    shown.add_column("measured on")
+    for heading in ("kept", "auditor's ratio", "macro AUROC", "unseen: ratio", "macro AUROC"):
         shown.add_column(heading, justify="right", no_wrap=True)
-    for one in sorted(found.tried, key=lambda one: (-one.rung, one.number not in found.on_front, one.number)):
+    measured = [one for one in found.tried if one.validation]
+    for one in sorted(measured, key=lambda one: (-one.rung, one.number not in found.on_front, one.number)):
         mark = "→" if one.number == found.recommended else "•" if one.number in found.on_front else ""
         own = " (the recipe's)" if is_own(recipe, one.settings) else ""
-        if one.failed and not one.validation:
-            shown.add_row(mark, parameter(one.settings) + own, f"failed: {one.failed}")
-            continue
-        shown.add_row(
-            mark,
-            parameter(one.settings) + own,
-            ("kept set", "short student", "full student", "several students")[one.rung],
-            f"{one.kept_frac:.0%}",
-            *(
-                _told(metrics.get(key), unit)
-                for metrics in (one.validation, one.test)
-                for key, unit in (("audit_ratio", "%"), ("macro_auroc", ""))
-            ),
-        )
+        found_on = [_told(m.get(key)) for m in (one.validation, one.test) for key in ("audit_ratio", "macro_auroc")]
+        shown.add_row(mark, parameter(one.settings) + own, MEASURED_ON[one.rung], f"{one.kept_frac:.0%}", *found_on)
     return shown
 
 
-def _told(found: Estimate | None, unit: str) -> str:
-    if found is None:
-        return ""
-    if unit == "%":
-        return f"{found.value:.1%} [{found.low:.1%}, {found.high:.1%}]"
-    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+def failures(found: Answer) -> list[str]:
+    """A line for every setting that could not be measured."""
+    return [f"{parameter(one.settings)} failed: {one.failed}" for one in found.tried if one.failed]
+
+
+def _told(found: Estimate | None) -> str:
+    return "" if found is None else f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def _sentence(recipe: Recipe, recommended: Tried | None, eligible: Sequence[Tried]) -> str:
-    limit = f"{recipe.tune.max_ratio:.1%}"
+    limit = f"{recipe.tune.max_ratio:g}"
     if recommended is not None:
         return (
-            f"Use {parameter(recommended.settings)}: of the settings whose students' images are flagged at most "
-            f"{limit} of the time with 95 % confidence it is the most useful, {_both(recommended.validation)}; on "
-            f"patients that no trial saw {_both(recommended.test)}. Kept: {recommended.kept_frac:.0%} of the samples."
+            f"Use {parameter(recommended.settings)}: the most useful of the settings whose ratio is at most {limit} "
+            f"with 95 % confidence, {_both(recommended.validation)}; on patients that no trial saw "
+            f"{_both(recommended.test)}. It keeps {recommended.kept_frac:.0%} of the samples."
         )
     if not eligible:
         return f"No setting could be measured to the end, so none is known to stay at most at {limit}."
@@ -172,4 +177,4 @@ def _sentence(recipe: Recipe, recommended: Tried | None, eligible: Sequence[Trie
 
 
 def _both(metrics: Mapping[str, Estimate]) -> str:
-    return f"ratio {_told(metrics['audit_ratio'], '%')}, AUROC {_told(metrics['macro_auroc'], '')}"
+    return f"ratio {_told(metrics['audit_ratio'])}, macro AUROC {_told(metrics['macro_auroc'])}"
