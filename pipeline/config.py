@@ -604,6 +604,12 @@ class Recipe(Section):
                     f"ingest.image_px {self.ingest.image_px} must be a multiple of {word}'s autoencoder.patch_px "
                     f"{position_px} x denoiser.patch {patch}"
                 )
+            n_values = self.ingest.channels * position_px**2
+            if generator.autoencoder.kind == "patch_pca" and generator.autoencoder.latent_channels > n_values:
+                raise ValueError(
+                    f"{word}.autoencoder.latent_channels {generator.autoencoder.latent_channels} must be at most "
+                    f"{n_values}, the values of a patch of {position_px} px"
+                )
             if generator.denoiser.width % generator.denoiser.heads:
                 raise ValueError(
                     f"{word}.denoiser.width {generator.denoiser.width} must be a multiple of heads "

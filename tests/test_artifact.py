@@ -18,8 +18,19 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
-from pipeline.artifact import MANIFEST, ArtifactError, Key, Store, explained_disk, fingerprint, require_space
+from pipeline.artifact import (
+    MANIFEST,
+    ArtifactError,
+    Key,
+    Store,
+    explained_disk,
+    explained_full_disk,
+    fingerprint,
+    folder_digest,
+    require_space,
+)
 
 KEY = Key("private", "teach", "0123456789abcdef")
 ROWS = pa.table({"row_id": ["c", "a", "b"], "value": [3, 1, 2]})
@@ -221,6 +232,19 @@ def test_a_full_disk_is_told_in_a_sentence_for_tables_and_manifests(tmp_path: Pa
     with pytest.raises(ArtifactError, match="full disk"):
         store.commit(draft, {})
     assert store.find(KEY) is None
+
+
+def test_a_full_disk_is_known_by_its_words_when_a_library_says_nothing_else() -> None:
+    with pytest.raises(ArtifactError, match="full disk"), explained_full_disk("runs/demo"):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(KeyError), explained_full_disk("runs/demo"):
+        raise KeyError("weight")
+
+
+def test_the_folder_of_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"want the folder of a saved model, got nothing at .*gone"):
+        folder_digest(tmp_path / "gone")
+    assert folder_digest(None) is None
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -88,12 +88,14 @@ class SiameseNetwork(nn.Module):
 def load(folder: Path) -> SiameseNetwork:
     """The network in a folder, ready to embed (eval mode, CPU).
 
-    Raises: ValueError if the folder holds anything but the two files of `save`.
+    Raises: ConfigError if the folder holds anything but the two files of `save`.
     """
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if found != sorted((WEIGHTS, SETTINGS)):
         got = ", ".join(found) or "nothing"
-        raise ValueError(f"network {folder}: want {SETTINGS} and {WEIGHTS} only, got {got} — run identify again")
+        raise config.ConfigError(
+            f"network {folder}: want {SETTINGS} and {WEIGHTS} only, got {got} — run identify again"
+        )
     settings = json.loads((folder / SETTINGS).read_text())
     network = config.Network.model_validate(settings["network"])
     model = SiameseNetwork(network, settings["image_px"], settings["channels"])

@@ -49,7 +49,7 @@ def fit(
     """The trained network in eval mode; the same for the same arguments on one kind of hardware.
 
     `on_step` is told (steps done, steps in all). `initial` is a network of the same shape to start from.
-    Raises: ValueError if fewer than two patients have two films, or `initial` has another shape.
+    Raises: ValueError if fewer than two patients have two films, ConfigError if `initial` has another shape.
     """
     pixels = to_torch(images).to(device)
     batches = drawn_batches(patients, network.patients_per_batch, numpy_generator(seed, "network batches"))
@@ -143,7 +143,7 @@ def _started(network: config.Network, image_px: int, channels: int, initial: Sia
     if initial is not None:
         shapes = {name: value.shape for name, value in model.state_dict().items()}
         if shapes != {name: value.shape for name, value in initial.state_dict().items()}:
-            raise ValueError(
+            raise config.ConfigError(
                 f"warm start: want a network like {model.settings}, got {initial.settings} "
                 "— train it with the same backbone, width, embedding, image side and channels"
             )

@@ -64,10 +64,12 @@ class FindingsClassifier(nn.Module):
 def load(folder: Path) -> FindingsClassifier:
     """The classifier in a folder, ready to predict (eval mode, CPU).
 
-    Raises: ValueError if weights or settings are missing.
+    Raises: ConfigError if weights or settings are missing.
     """
     if not (folder / WEIGHTS).is_file() or not (folder / SETTINGS).is_file():
-        raise ValueError(f"classifier {folder}: want {SETTINGS} and {WEIGHTS}, got no such files — give its folder")
+        raise config.ConfigError(
+            f"classifier {folder}: want {SETTINGS} and {WEIGHTS}, got no such files — give its folder"
+        )
     model = FindingsClassifier(**json.loads((folder / SETTINGS).read_text()))
     model.load_state_dict(load_file(folder / WEIGHTS))
     return model.eval()

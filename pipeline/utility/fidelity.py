@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from scipy.spatial.distance import cdist
 from scipy.stats import binomtest
 
+from pipeline.config import ConfigError
 from pipeline.estimate import Estimate
 from pipeline.seeds import numpy_generator
 
@@ -66,7 +67,7 @@ def manifold(real: Float[np.ndarray, "n d"], synthetic: Float[np.ndarray, "m d"]
 
     A neighbourhood is a ball around an image that reaches to its `neighbours`-th nearest of the same set. The
     intervals (Wilson; normal for density) are those of the images counted and take the balls as given.
-    Raises: ValueError if a set has no more than `neighbours` images.
+    Raises: ConfigError if a set has no more than `neighbours` images.
     Source: precision, recall: Kynkäänniemi et al., arXiv 1904.06991, eq. 1-3; density, coverage: Naeem et al.,
     arXiv 2002.09797, eq. 3-4.
     """
@@ -152,7 +153,7 @@ def _kernel_mean(features: Float[np.ndarray, "n d"], weights: Float[np.ndarray, 
 def _radii(features: Float[np.ndarray, "n d"], neighbours: int) -> Float[np.ndarray, " n"]:
     """Distance to the `neighbours`-th nearest other image."""
     if len(features) <= neighbours:
-        raise ValueError(
+        raise ConfigError(
             f"manifold: want more than neighbours = {neighbours} images, got {len(features)} "
             "— lower evaluate.neighbours"
         )
