@@ -21,13 +21,10 @@ import pyarrow.compute as pc
 import pytest
 from running import RECIPE, ROOT, run_job
 from safetensors.numpy import load_file
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from pipeline import plan, records, scan
 from pipeline.artifact import Artifact, Store
 from pipeline.config import Recipe, changed, read
-from pipeline.generators import text
-from pipeline.generators.folder import load as load_pipeline
 from pipeline.workers import ScoreImages
 
 pytestmark = pytest.mark.slow
@@ -220,39 +217,6 @@ def test_a_step_whose_input_is_missing_names_it_and_the_command_that_makes_it(tm
     answer = run_job("sample", tmp_path / "empty")
     assert answer.returncode == 2
     assert "want artifact private/ingest/" in answer.stderr and "run python -m jobs.ingest" in answer.stderr
-
-
-def test_a_unet_on_a_trained_autoencoder_with_a_frozen_text_encoder_runs_the_whole_method(tmp_path: Path) -> None:
-    encoder = tmp_path / "encoder"
-    tokenizer = text.train_tokenizer(["60s, woman, man, effusion, left pneumothorax"], 32)
-    tokenizer.save_pretrained(encoder)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=32, **shape)).save_pretrained(
-        encoder
-    )
-    parts = {
-        "text.folder": encoder,
-        "autoencoder.kind": "kl",
-        "autoencoder.width": 8,
-        "autoencoder.latent-channels": 4,
-        "autoencoder.n-images": 256,
-        "denoiser.kind": "unet",
-        "denoiser.width": 16,
-        "n-images": 256,
-        "checkpoint-images": 128,
-    }
-    options = [
-        word for step in ("teach", "distill") for key, value in parts.items() for word in (f"--{step}.{key}", value)
-    ]
-    answer = run_job("all", tmp_path / "store", *map(str, options))
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    student = load_pipeline(tmp_path / "store" / "release" / "student")
-    assert [type(part).__name__ for part in (student.vae, student.unet, student.text_encoder)] == [
-        "AutoencoderKL",
-        "UNet2DConditionModel",
-        "CLIPTextModel",
-    ]
-    assert str(encoder) not in (tmp_path / "store" / "summary.json").read_text()
 
 
 def test_a_run_killed_at_any_point_and_run_again_equals_the_undisturbed_one(
