@@ -62,7 +62,7 @@ def main(word: str | None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("stopped: what is finished is kept — run the same command again to go on", file=sys.stderr)
         status = INTERRUPTED
-    except Exception:
+    except Exception:  # ours or a library's own: told in full, and then ended as every run is
         traceback.print_exc()
         status = 1
     _end(status)

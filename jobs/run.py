@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.command import MISTAKE, NOT_CLEARED
-from pipeline import cluster, plan, summary, tune, tune_report
+from pipeline import cluster, plan, summary
 from pipeline.artifact import ArtifactError, Store, explained_full_disk
 from pipeline.cohorts.splits import SplitError
 from pipeline.cohorts.table import CohortError
@@ -19,6 +19,7 @@ from pipeline.progress import View
 from pipeline.steps.filter import NothingKeptError
 from pipeline.steps.identify import WeakNetworkError
 from pipeline.steps.report import LeakError
+from pipeline.steps.trial import TrialError
 from pipeline.tables import SchemaError
 
 LOG_WIDTH = 140
@@ -30,6 +31,7 @@ EXPLAINED = (
     NothingKeptError,
     WeakNetworkError,
     LeakError,
+    TrialError,
     SchemaError,
     cluster.ClusterError,
 )
@@ -39,6 +41,8 @@ def run(recipe: Recipe, store_uri: str, word: str | None, *, dry_run: bool) -> i
     """Make what is missing of one word's artifacts, or of all; the exit status."""
     console, words, listing = _console(), (word,) if word else plan.WORDS, plan.tasks
     if word == "tune":
+        from pipeline import tune  # brings in Optuna, which no other job needs
+
         recipe, words, listing = tune.study_of(recipe), tune.WORDS, tune.listing
     try:
         store = Store(store_uri)
@@ -92,7 +96,9 @@ def _close(lines: list[plan.Line], store: Store, console: Console) -> int:
 
 
 def _close_study(recipe: Recipe, lines: list[plan.Line], store: Store, console: Console) -> int:
-    found = tune.answer_of(recipe, lines)
+    from pipeline import tune, tune_report
+
+    found = tune.answer_of(recipe, {line.task.name: line.artifact for line in lines if line.artifact})
     folder = summary.publish_study(lines, store)
     console.print(tune_report.table(found, recipe))
     for line in [*tune_report.failures(found), found.sentence]:

@@ -19,11 +19,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from pipeline import explorer_plots, report_plots
+from pipeline.config import Rule
 from pipeline.estimate import Estimate
 from pipeline.explorer_plots import Mark
 from pipeline.page import inlined, templates
 
-Rule = Literal["none", "fixed", "percentile", "recall", "fdr"]
 View = Literal["validation", "test"]
 N_BINS = 512
 

@@ -30,7 +30,7 @@ from pipeline.progress import Silence
 from pipeline.steps import trial
 from pipeline.steps.report import LeakError
 from pipeline.task import Made, Task, Work
-from pipeline.tune_report import Answer, answer, parameter, told
+from pipeline.tune_report import Answer, Tried, answer, parameter, told
 
 VERSION = 1
 WORDS = ("ingest", "teach", "identify", "sample", "score", "tune")
@@ -103,9 +103,11 @@ def make(work: Work, rung: int) -> Made:
     else:
         before = outcomes_of(work.inputs[f"tune/{rung - 1}"])
         outcomes = _measure_again(work, rung, _chosen(work.recipe, rung, before))
+    failed = sum(bool(outcome.failed) for outcome in outcomes)
+    if rung == 0 and failed == len(outcomes):
+        raise trial.TrialError(f"tune: want a setting that can be measured, got none: {outcomes[0].failed}")
     body = [outcome._asdict() for outcome in outcomes]
     (work.draft.folder / "trials.json").write_text(json.dumps(body, indent=1, allow_nan=False))
-    failed = sum(bool(outcome.failed) for outcome in outcomes)
     return Made({"measured": len(outcomes) - failed, "failed": failed}, len(outcomes))
 
 
@@ -121,7 +123,8 @@ def make_answer(work: Work) -> Made:
         "settings": [told(one) for one in found.tried],
     }
     (folder / "summary.json").write_text(json.dumps(body, indent=1, allow_nan=False))
-    leaks = fit.small(scan.scan_text, work.recipe, {**work.inputs, **_kept(work, found)}, folder)
+    kept = _kept(work, next(one for one in found.tried if one.kept))
+    leaks = fit.small(scan.scan_text, work.recipe, {**work.inputs, "filter": kept}, folder)
     if leaks:
         raise LeakError(f"public explorer: want no secret, got {leaks} — see which text of the recipe holds one")
     return Made({"answer": found.sentence, "recommended": found.recommended, "front": list(found.on_front)})
@@ -130,36 +133,30 @@ def make_answer(work: Work) -> Made:
 def make_private_page(work: Work) -> Made:
     """The explorer with raw samples, those at risk included, and the recommended recipe, which names folders."""
     found, page = _answered(work)
-    if found.recommended is not None:
-        chosen = next(one for one in found.tried if one.number == found.recommended)
+    if (chosen := found.chosen) is not None:
         (work.draft.folder / "recommended.yaml").write_text(_recommended(work.recipe, chosen.settings))
     private = tune_page.private_part(work.inputs)
     (work.draft.folder / "explorer.html").write_text(explorer.render(dataclasses.replace(page, private=private)))
     return Made({})
 
 
-def answer_of(recipe: Recipe, lines: Sequence[plan.Line]) -> Answer:
-    """The answer of a finished study."""
-    artifacts = {line.task.name: line.artifact for line in lines if line.artifact is not None}
+def answer_of(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> Answer:
+    """The answer of a finished study, whose rungs are among the artifacts."""
     return answer(recipe, [outcomes_of(artifacts[f"tune/{rung}"]) for rung in range(len(RUNGS))])
 
 
 def _answered(work: Work) -> tuple[Answer, Explorer]:
-    found = answer(work.recipe, [outcomes_of(work.inputs[f"tune/{rung}"]) for rung in range(len(RUNGS))])
+    found = answer_of(work.recipe, work.inputs)
     page = tune_page.explorer_of(work.recipe, work.inputs, found, work.run_started_at)
-    if found.recommended is None:  # no other kept set may leave
+    if (chosen := found.chosen) is None:  # no other kept set may leave
         return found, page
-    return found, dataclasses.replace(page, kept_images=tune_page.kept_images(_kept(work, found)["filter"]))
+    return found, dataclasses.replace(page, kept_images=tune_page.kept_images(_kept(work, chosen)))
 
 
-def _kept(work: Work, found: Answer) -> dict[str, Artifact]:
-    """The kept set of the recommended setting, or of the first that was measured."""
-    measured = [one for one in found.tried if one.kept]
-    best = [one for one in measured if one.number == found.recommended] or measured
-    for one in best[:1]:
-        lines = plan.plan(recipe_of(work.recipe, one.settings, 0), work.draft.store, trial_tasks)
-        return {line.task.name: line.artifact for line in lines if line.task.name == "filter" and line.artifact}
-    return {}
+def _kept(work: Work, one: Tried) -> Artifact:
+    """The kept set of a setting that was measured."""
+    lines = plan.plan(recipe_of(work.recipe, one.settings, 0), work.draft.store, trial_tasks)
+    return next(line.artifact for line in lines if line.task.name == "filter" and line.artifact)
 
 
 def _recommended(recipe: Recipe, settings: Settings) -> str:
@@ -205,7 +202,7 @@ def _search(work: Work) -> list[Outcome]:
 def _sample_all(work: Work) -> None:
     """Sample and score at every guidance scale of the space, once and before trials that share them."""
     for scale in work.recipe.tune.guidance_scale:
-        own = recipe_of(work.recipe, {"sample.guidance_scale": scale}, 0)
+        own = changed(work.recipe, {"sample.guidance_scale": scale})
         plan.run(own, work.draft.store, ("sample", "score"), Silence(), trial_tasks)
 
 

@@ -100,7 +100,8 @@ def _trial(one: Tried, found: Answer) -> Trial:
 
 def _without_student(found: Answer) -> list[Trial]:
     """The recommended setting's kept set as it is: what would be released without a student."""
-    chosen = [one for one in found.tried if one.number == found.recommended]
+    if (one := found.chosen) is None:
+        return []
     return [
         Trial(
             number=len(found.tried),
@@ -114,7 +115,6 @@ def _without_student(found: Answer) -> list[Trial]:
             validation=one.kept_set,
             ablation="no student",
         )
-        for one in chosen
     ]
 
 

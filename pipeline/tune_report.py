@@ -62,6 +62,11 @@ class Answer(NamedTuple):
     """Number of the setting to use; none if none meets the constraint."""
     sentence: str
 
+    @property
+    def chosen(self) -> Tried | None:
+        """The setting to use."""
+        return next((one for one in self.tried if one.number == self.recommended), None)
+
 
 def answer(recipe: Recipe, rungs: Sequence[Sequence[Outcome]]) -> Answer:
     """The study's answer from the outcomes of every rung."""

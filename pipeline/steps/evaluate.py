@@ -327,8 +327,9 @@ def _measured(recipe: Recipe, inputs: Mapping[str, Artifact], arms: Sequence[str
     kept = Synthetic(kept_table, images.array(kept_table["image"]), records.label_matrix(kept_table))
     teacher = records.synthetic(inputs["sample/0"], inputs["sample/0"])
     student = _student(inputs["evaluate/student_images"], "kept")
-    shown = {"control": test.labels, "teacher": records.label_matrix(_plans(inputs)), "student": student.labels}
-    risk = _risk(inputs, test, control, shown, section.control_percentile)
+    plans = pa.concat_tables([artifact.table("plan") for artifact in rounds_of(inputs, "sample")]).sort_by("row_id")
+    shown = {"control": test.labels, "teacher": records.label_matrix(plans), "student": student.labels}
+    risk = _risk(inputs, test, control, plans, shown, section.control_percentile)
     encoder = classifier.load(inputs["evaluate/encoder"].local() / "classifier")
     real_classifier = classifier.load(inputs["evaluate/real"].local() / "classifier")
     synthetic = {"teacher": teacher, "filtered": kept, "student": student}
@@ -360,15 +361,11 @@ def _network_metrics(inputs: Mapping[str, Artifact]) -> dict[str, Estimate]:
     }
 
 
-def _plans(inputs: Mapping[str, Artifact]) -> pa.Table:
-    """The prompt plans of all rounds."""
-    return pa.concat_tables([artifact.table("plan") for artifact in rounds_of(inputs, "sample")]).sort_by("row_id")
-
-
 def _risk(
     inputs: Mapping[str, Artifact],
     test: Records,
     control: Records,
+    plans: pa.Table,
     shown: Mapping[str, np.ndarray],
     percentile: float,
 ) -> measures.Risk:
@@ -392,7 +389,7 @@ def _risk(
         control=unseen.filter(pc.is_in(unseen["row_id"], control.table["row_id"].combine_chunks())),
         test=unseen.filter(pc.is_in(unseen["row_id"], test.table["row_id"].combine_chunks())),
         test_patients=test.patients,
-        teacher=scores.sort_by("row_id").append_column("prompt_row_id", _plans(inputs)["prompt_row_id"]),
+        teacher=scores.sort_by("row_id").append_column("prompt_row_id", plans["prompt_row_id"]),
         kept=scores.filter(pc.is_in(scores["row_id"], decided.filter(decided["keep"])["row_id"].combine_chunks())),
         student=student.filter(pc.starts_with(student["row_id"], "kept-")),
         student_private=student.filter(pc.starts_with(student["row_id"], "private-")),
