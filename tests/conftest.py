@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from browsing import start
 from running import run_job
+from selenium import webdriver
 
 # Two cores run two processes better than one with two threads.
 torch.set_num_threads(1)
@@ -30,3 +32,11 @@ def local_ray() -> Iterator[None]:
 
     with connect(Recipe()):
         yield
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    """One browser without a window for all pages."""
+    chrome = start(tmp_path_factory.mktemp("profile"))
+    yield chrome
+    chrome.quit()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import test_explorer
-from browsing import asked_of_network, brightness, on_paper, printed, show, start, too_wide
+from browsing import asked_of_network, brightness, on_paper, printed, show, too_wide
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -21,13 +20,6 @@ from pipeline.explorer import render, score_text
 from pipeline.privacy.risk import wilson
 
 EDITIONS = ("custodian", "public")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    chrome = start(tmp_path_factory.mktemp("profile"))
-    yield chrome
-    chrome.quit()
 
 
 @pytest.fixture(scope="module")

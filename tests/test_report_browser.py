@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from browsing import asked_of_network, brightness, on_paper, printed, show, start, too_wide
-from selenium import webdriver
+from browsing import asked_of_network, brightness, on_paper, printed, show, too_wide
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from test_report import example
@@ -14,13 +11,6 @@ from test_report import example
 from pipeline.report import render
 
 EDITIONS = ("custodian", "public")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    chrome = start(tmp_path_factory.mktemp("profile"))
-    yield chrome
-    chrome.quit()
 
 
 @pytest.fixture(scope="module")

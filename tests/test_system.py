@@ -5,6 +5,7 @@ One undisturbed run is made once for all tests; the figures of so small a run me
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -239,9 +240,49 @@ def test_a_run_killed_at_any_point_and_run_again_equals_the_undisturbed_one(
     assert_same(artifacts_of(store, recipe), artifacts)
 
 
+def processes_of(session: int) -> list[str]:
+    """Names of the processes that a job started and that still live."""
+    stats = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            stats.append(path.read_text())
+    parts = [(stat[: stat.rindex(")")], stat[stat.rindex(")") + 2 :].split()) for stat in stats]
+    return [name for name, (state, _, _, sid, *_) in parts if int(sid) == session and state != "Z"]
+
+
+@pytest.mark.parametrize(
+    ("word", "options", "busy_after_s"),
+    # The second one so long that it cannot be done before.
+    [("ingest", ["--seed", "1"], 2.0), ("teach", ["--teach.n-images", "1000000"], 10.0)],
+)
+def test_ctrl_c_ends_a_run_at_once_with_a_line_and_leaves_nothing_running(
+    store: Path, tmp_path: Path, word: str, options: list[str], busy_after_s: float
+) -> None:
+    command = [sys.executable, "-m", f"jobs.{word}", str(RECIPE), "--store", str(store), *options]
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        while f"{word}: running" not in log.read_text():
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(busy_after_s)
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert told == "stopped: what is finished is kept — run the same command again to go on\n"
+    assert log.read_text().splitlines()[-1].endswith(f"{word}: running")
+    time.sleep(1.0)
+    assert processes_of(process.pid) == []
+
+
 def test_a_dry_run_says_what_is_reused_what_runs_and_why(finished_store: Path) -> None:
     answer = run_job("all", finished_store, "--dry-run", "--filter.rule", "none")
     assert answer.returncode == 0, answer.stderr
     lines = {line.split()[0]: line for line in answer.stdout.splitlines() if line.split()}
     assert " reuse " in lines["score/0"]
-    assert " run " in lines["filter/0"] and "filter.rule percentile -> none" in lines["filter/0"]
+    assert " run " in lines["filter/0"]
+    # The last column is broken over lines as wide as the terminal.
+    assert "recipe differs: filter.percentile 70.0 -> " in " ".join(answer.stdout.split())
+    assert "filter.rule percentile -> none" in " ".join(answer.stdout.split())

@@ -87,7 +87,7 @@ def test_prompt_and_seed_decide_the_image(pixart: Path) -> None:
 
 
 def test_a_prompt_that_is_too_long_is_refused_and_not_cut(pixart: Path) -> None:
-    with pytest.raises(ValueError, match="want at most 6 tokens, got 7"):
+    with pytest.raises(ValueError, match="want at most 6 tokens, got 1 of 1 prompts with up to 7"):
         Sampler(pixart, CFG)(["man " * 6], [0])
 
 
