@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Collection
 
 from rich.console import Console
 from rich.table import Table
@@ -39,23 +38,25 @@ EXPLAINED = (
 
 def run(recipe: Recipe, store_uri: str, word: str | None, *, dry_run: bool) -> int:
     """Make what is missing of one word's artifacts, or of all; the exit status."""
-    console, words, listing = _console(), (word,) if word else plan.WORDS, plan.tasks
+    console, words, listing, check = _console(), (word,) if word else plan.WORDS, plan.tasks, plan.check
     if word == "tune":
         from pipeline import tune  # brings in Optuna, which no other job needs
 
-        recipe, words, listing = tune.study_of(recipe), tune.WORDS, tune.listing
+        recipe, words, listing, check = tune.study_of(recipe), tune.WORDS, tune.listing, tune.check
     try:
         store = Store(store_uri)
         # A disk may fill wherever something is written: also where temporary files are.
         with explained_full_disk(f"{store.uri} or {tempfile.gettempdir()}"), cluster.unwrapped():
             if dry_run:
-                return _show(recipe, store, words, listing, console)
+                lines = plan.plan(recipe, store, listing)
+                check(recipe, store, lines, words)
+                return _show(recipe, lines, console)
             with store.exclusive():
                 lines = plan.plan(recipe, store, listing)
                 if all(line.artifact for line in lines if line.task.word in words):
                     console.print(f"{recipe.name}: all {len(lines)} artifacts reused, nothing to do")
                 else:
-                    plan.check(recipe, store, lines, words)
+                    check(recipe, store, lines, words)
                     with cluster.connect(recipe), View(recipe.name, console) as view:
                         lines = plan.run(recipe, store, words, view, listing)
                 if word == "tune":
@@ -66,9 +67,7 @@ def run(recipe: Recipe, store_uri: str, word: str | None, *, dry_run: bool) -> i
         return MISTAKE
 
 
-def _show(recipe: Recipe, store: Store, words: Collection[str], listing: plan.Listing, console: Console) -> int:
-    lines = plan.plan(recipe, store, listing)
-    plan.check(recipe, store, lines, words)
+def _show(recipe: Recipe, lines: list[plan.Line], console: Console) -> int:
     console.print(_planned(lines, recipe))
     for step, n, cpus, gpus in cluster.demands(recipe):
         console.print(f"{step} needs {n} x ({cpus:g} CPU slots, {gpus:g} GPUs) at once")

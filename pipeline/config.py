@@ -505,6 +505,9 @@ class Release(Section):
     """Most kept images in the released set."""
 
 
+LOCAL_MLFLOW = "local"
+
+
 class Tune(Section):
     """The study: how strict must the filter be, and what does that cost? Ranges are tried from end to end."""
 
@@ -535,7 +538,8 @@ class Tune(Section):
     concurrent: Count = 2
     """Trials that run side by side."""
     mlflow: str | None = None
-    """Address of an MLflow tracking server or `sqlite:///FILE`, to which trials are logged too; none logs nothing."""
+    """MLflow that trials are logged to as well: `local` for an SQLite file in the store's `private/`, or the address
+    of a tracking server; none logs nothing. Needs `pip install 'privacy-distillation[mlflow]'`."""
 
     @model_validator(mode="after")
     def _has_a_space(self) -> Self:

@@ -15,6 +15,10 @@ from pipeline.outcomes import PARAMETERS, Outcome, is_own, own_settings, point
 from pipeline.seeds import row_seed
 
 OBJECTIVES = {"audit_ratio": "min", "macro_auroc": "max", "kept_frac": "max"}
+DIRECTIONS = [
+    optuna.study.StudyDirection.MINIMIZE if mode == "min" else optuna.study.StudyDirection.MAXIMIZE
+    for mode in OBJECTIVES.values()
+]
 LOGARITHMIC = ("fixed", "fdr")
 STUDY = "front"
 # Settings drawn at random before the search learns from them; Optuna's default of ten would be most of a study.
@@ -27,9 +31,7 @@ def search(recipe: Recipe, earlier: Sequence[Outcome]) -> OptunaSearch:
     Source: multi-objective TPE, Ozaki et al., GECCO 2020, doi:10.1145/3377930.3389817, as in Optuna.
     """
     storage = optuna.storages.InMemoryStorage()
-    to = optuna.study.StudyDirection
-    directions = [to.MINIMIZE if mode == "min" else to.MAXIMIZE for mode in OBJECTIVES.values()]
-    study = optuna.create_study(storage=storage, study_name=STUDY, directions=directions)
+    study = optuna.create_study(storage=storage, study_name=STUDY, directions=DIRECTIONS)
     for outcome in earlier:
         study.add_trial(_known(recipe, outcome))
     seed = row_seed(recipe.seed, "tune") % 2**32
@@ -39,8 +41,13 @@ def search(recipe: Recipe, earlier: Sequence[Outcome]) -> OptunaSearch:
         mode=[*OBJECTIVES.values()],
         storage=storage,
         study_name=STUDY,
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS, constant_liar=True),
+        sampler=sampler(seed),
     )
+
+
+def sampler(seed: int) -> optuna.samplers.BaseSampler:
+    """What proposes settings once a few were drawn at random."""
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS, constant_liar=True)
 
 
 def propose(recipe: Recipe, proposal: Any) -> dict[str, Any]:

@@ -4,26 +4,25 @@ All trials share teacher, samples and scores; a trial makes again what follows t
 kept set itself (`tune/0`, seconds each), a short student (`tune/1`), a full one (`tune/2`), and for the front more
 seeds and patients that no trial saw (`tune/3`). Each rung is a Ray Tune experiment and an artifact: if it is killed,
 Ray Tune restores it, and what a trial made is found again in the store. A setting climbs while it may still be on
-the front (`front.may_be_on_front`), the most promising first. Not here: how a setting is measured (`steps.trial`),
-the mathematics of fronts (`front`), the page (`explorer`).
+the front (`front.may_be_on_front`), the most promising first. Not here: how Ray Tune runs trials (`trials`), how
+a setting is measured (`steps.trial`), the mathematics of fronts (`front`), the page (`explorer`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import yaml
 from ray import tune
-from ray.tune import Tuner
 
-from pipeline import config, explorer, fit, front, generator, plan, proposals, scan, tune_page
-from pipeline.artifact import Artifact, Store
-from pipeline.config import Recipe, canonical, changed
+from pipeline import explorer, fit, front, generator, plan, proposals, scan, trials, tune_page
+from pipeline.artifact import Artifact, ArtifactError, Store
+from pipeline.config import LOCAL_MLFLOW, ConfigError, Recipe, canonical, changed
 from pipeline.explorer import Explorer
 from pipeline.outcomes import PARAMETERS, Outcome, Settings, outcomes_of, own_settings, point
 from pipeline.progress import Silence
@@ -33,8 +32,9 @@ from pipeline.task import Made, Task, Work
 from pipeline.tune_report import Answer, Tried, answer, parameter, told
 
 VERSION = 1
-WORDS = ("ingest", "teach", "identify", "sample", "score", "tune")
-RUNGS = ("kept set", "short student", "full student", "more seeds, unseen patients")
+SHARED = ("teach", "identify", "sample", "score")
+"""What all trials share."""
+WORDS = ("ingest", *SHARED, "tune")
 
 
 def tasks(recipe: Recipe) -> list[Task]:
@@ -64,9 +64,9 @@ def tasks(recipe: Recipe) -> list[Task]:
             version=VERSION,
             slots=2,
             resumable=True,
-            about=RUNGS[rung],
+            about=trials.RUNGS[rung],
         )
-        for rung in range(len(RUNGS))
+        for rung in range(len(trials.RUNGS))
     ]
     inputs = (*shared, *(task.name for task in rungs))
     asked = {"max_ratio": study.max_ratio, "filter": recipe.filter.model_dump(mode="json"), "name": recipe.name}
@@ -87,13 +87,28 @@ def listing(recipe: Recipe, n_rounds: int) -> list[Task]:
     return [*plan.tasks(recipe, n_rounds), *tasks(recipe)]
 
 
-def trial_tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
-    """Every task of a trial: those of a run, and its measures."""
-    splits: tuple[config.Split, ...] = ("control", "test")
-    return [
-        *plan.tasks(recipe, n_rounds),
-        *(task for split in splits for task in trial.tasks(recipe, n_rounds, split)),
-    ]
+def check(recipe: Recipe, store: Store, lines: list[plan.Line], words: Collection[str]) -> None:
+    """A study makes what a store lacks, but it does not take hours because it was given another recipe's store.
+
+    Raises: ArtifactError if the store has a teacher, networks, samples or scores, and they are of another recipe;
+        ConfigError if there is no MLflow to log to; whatever `plan.check` raises.
+    """
+    plan.check(recipe, store, lines, words)
+    if recipe.tune.mlflow and not importlib.util.find_spec("mlflow"):
+        raise ConfigError(
+            "key 'tune.mlflow': want the package mlflow, got none — pip install mlflow-skinny, or leave it"
+        )
+    if recipe.tune.mlflow == LOCAL_MLFLOW and store.local_root is None:
+        raise ConfigError(
+            f"key 'tune.mlflow': want a store on this machine for {LOCAL_MLFLOW}, got {store.uri} — give the address "
+            "of a tracking server"
+        )
+    for line in lines:
+        if line.task.word in SHARED and line.artifact is None and "differs" in line.why:
+            raise ArtifactError(
+                f"{line.task.name}: want what this recipe makes, got another recipe's ({line.why}) — give the recipe "
+                "of this store, or run python -m jobs.all with this one first"
+            )
 
 
 def make(work: Work, rung: int) -> Made:
@@ -142,7 +157,7 @@ def make_private_page(work: Work) -> Made:
 
 def answer_of(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> Answer:
     """The answer of a finished study, whose rungs are among the artifacts."""
-    return answer(recipe, [outcomes_of(artifacts[f"tune/{rung}"]) for rung in range(len(RUNGS))])
+    return answer(recipe, [outcomes_of(artifacts[f"tune/{rung}"]) for rung in range(len(trials.RUNGS))])
 
 
 def _answered(work: Work) -> tuple[Answer, Explorer]:
@@ -155,7 +170,7 @@ def _answered(work: Work) -> tuple[Answer, Explorer]:
 
 def _kept(work: Work, one: Tried) -> Artifact:
     """The kept set of a setting that was measured."""
-    lines = plan.plan(recipe_of(work.recipe, one.settings, 0), work.draft.store, trial_tasks)
+    lines = plan.plan(trials.recipe_of(work.recipe, one.settings, 0), work.draft.store, trials.tasks)
     return next(line.artifact for line in lines if line.task.name == "filter" and line.artifact)
 
 
@@ -167,25 +182,6 @@ def _recommended(recipe: Recipe, settings: Settings) -> str:
     )
 
 
-def recipe_of(recipe: Recipe, settings: Settings, rung: int, seed_offset: int = 0) -> Recipe:
-    """The recipe of a trial: one round of samples, as the budget is fixed; a shorter student on rung 1.
-
-    All of it runs in the trial's own process: on a laptop, starting others would take longer than a short student.
-    """
-    alone = {"cluster.parallel_tasks": 1, "sample.actors": 0, "sample.min_actors": 0, "score.actors": 0}
-    alone["distill.workers"] = 0
-    changes = {**settings, **alone, "sample.max_rounds": 1, "distill.seed_offset": seed_offset}
-    if rung == 1:
-        short = recipe.tune.short_frac
-        n_images = round(recipe.distill.n_images * short)
-        changes |= {
-            "distill.n_images": n_images,
-            "distill.warmup_images": min(recipe.distill.warmup_images, n_images // 10),
-            "evaluate.n_student": max(1, round(recipe.evaluate.n_student * short)),
-        }
-    return changed(recipe, changes)
-
-
 def _search(work: Work) -> list[Outcome]:
     """Rung 0: Optuna proposes settings, knowing those that an earlier study of the same space has measured."""
     earlier = _earlier(work)
@@ -194,8 +190,8 @@ def _search(work: Work) -> list[Outcome]:
         return earlier[: work.recipe.tune.trials]
     _sample_all(work)
     work.bar.begin(n_new)
-    found = _fitted(work, _trainable(work, 0, {}), n_new, search_alg=proposals.search(work.recipe, earlier))
-    new = [_outcome(work, len(earlier) + i, settings, 0, error) for i, (settings, error) in enumerate(found)]
+    found = trials.run(work, trials.trainable(work, 0, {}), n_new, search_alg=proposals.search(work.recipe, earlier))
+    new = [trials.outcome(work, len(earlier) + i, settings, 0, error) for i, (settings, error) in enumerate(found)]
     return earlier + new
 
 
@@ -203,7 +199,7 @@ def _sample_all(work: Work) -> None:
     """Sample and score at every guidance scale of the space, once and before trials that share them."""
     for scale in work.recipe.tune.guidance_scale:
         own = changed(work.recipe, {"sample.guidance_scale": scale})
-        plan.run(own, work.draft.store, ("sample", "score"), Silence(), trial_tasks)
+        plan.run(own, work.draft.store, ("sample", "score"), Silence(), trials.tasks)
 
 
 def _measure_again(work: Work, rung: int, chosen: Sequence[Outcome]) -> list[Outcome]:
@@ -211,11 +207,11 @@ def _measure_again(work: Work, rung: int, chosen: Sequence[Outcome]) -> list[Out
     offsets = range(work.recipe.tune.student_seeds) if rung == 3 else [0]
     jobs = [{"number": one.number, "seed_offset": offset} for one in chosen for offset in offsets]
     work.bar.begin(len(jobs))
-    measure = _trainable(work, rung, {one.number: one.settings for one in chosen})
-    found = _fitted(work, measure, len(jobs), param_space={"job": tune.grid_search(jobs)}) if jobs else []
+    measure = trials.trainable(work, rung, {one.number: one.settings for one in chosen})
+    found = trials.run(work, measure, len(jobs), param_space={"job": tune.grid_search(jobs)}) if jobs else []
     errors = {(given["job"]["number"], given["job"]["seed_offset"]): error for given, error in found}
     return [
-        _outcome(work, one.number, one.settings, rung, errors[one.number, offset], offset)
+        trials.outcome(work, one.number, one.settings, rung, errors[one.number, offset], offset)
         for one in chosen
         for offset in offsets
     ]
@@ -254,101 +250,3 @@ def _earlier(work: Work) -> list[Outcome]:
         if space(artifact.manifest["config"]) == space(own) and artifact.manifest["inputs"] == work.draft.inputs
     ]
     return outcomes_of(max(same, key=lambda artifact: artifact.manifest["rows"])) if same else []
-
-
-def _fitted(
-    work: Work, measure: Callable[[Settings], None], n_trials: int, **space: Any
-) -> list[tuple[Settings, Exception | None]]:
-    """What each trial of a Ray Tune experiment was given, and its error; restored where it was killed."""
-    path = f"{work.draft.work_uri}/tuner"
-    study = work.recipe.tune
-    student = work.recipe.distill
-    trainable = tune.with_resources(measure, {"cpu": student.cpus_per_worker, "gpu": float(student.gpu)})
-    if Tuner.can_restore(path):
-        tuner = Tuner.restore(path, trainable)
-    else:
-        search = space.pop("search_alg", None)
-        tuner = Tuner(
-            trainable,
-            **space,
-            tune_config=tune.TuneConfig(
-                search_alg=search,
-                num_samples=n_trials if search else 1,
-                max_concurrent_trials=study.concurrent,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name="tuner", storage_path=work.draft.work_uri, verbose=0, callbacks=_callbacks(work)
-            ),
-        )
-    return [(_given(result), result.error) for result in tuner.fit()]
-
-
-def _given(result: tune.Result) -> Settings:
-    assert result.config is not None  # every trial reports its start, and Ray adds its configuration
-    return result.config
-
-
-def _trainable(work: Work, rung: int, settings_of: Mapping[int, Settings]) -> Callable[[Settings], None]:
-    """What Ray Tune calls with a trial's settings, or with the number of a chosen trial."""
-    recipe, store_uri, bar = work.recipe, work.draft.store.uri, work.bar
-    names = ["filter", "trial/kept/control"]
-    if rung:
-        names = ["filter", "distill", "evaluate/student_images", "evaluate/student_scores", "trial/student/control"]
-    if rung == len(RUNGS) - 1:
-        names.append("trial/student/test")
-
-    def measure(given: Settings) -> None:
-        """Make what the trial's recipe lacks and report what it came to."""
-        # Without a first report Ray would not say what a trial that fails was given.
-        tune.report({"rung": rung} | dict.fromkeys(proposals.OBJECTIVES, math.nan))
-        job = given.get("job")
-        settings, seed_offset = (settings_of[job["number"]], job["seed_offset"]) if job else (given, 0)
-        own, store = recipe_of(recipe, settings, rung, seed_offset), Store(store_uri)
-        plan.run(own, store, names, Silence(), trial_tasks)
-        measured = _measured(own, store)
-        found = point(measured[names[-1]], measured["filter"])
-        objectives = (found.ratio.value, found.auroc.value, found.kept_frac)
-        values = {key: saved["value"] for key, saved in measured[names[-1]].items()}
-        bar.add(1)
-        tune.report({"rung": rung} | values | dict(zip(proposals.OBJECTIVES, objectives, strict=True)))
-
-    return measure
-
-
-def _callbacks(work: Work) -> list[tune.Callback]:
-    address = work.recipe.tune.mlflow
-    if address is None:
-        return []
-    from ray.air.integrations.mlflow import MLflowLoggerCallback
-
-    return [MLflowLoggerCallback(tracking_uri=address, experiment_name=f"{work.recipe.name}, {work.draft.key.name}")]
-
-
-def _measured(own: Recipe, store: Store) -> dict[str, Mapping[str, Any]]:
-    """By task, the metrics of a trial's recipe that the store has; beside them the filter's counts."""
-    artifacts = {line.task.name: line.artifact for line in plan.plan(own, store, trial_tasks) if line.artifact}
-    measured = {name: artifact.facts["metrics"] for name, artifact in artifacts.items() if name.startswith("trial/")}
-    decided = artifacts["filter/0"]
-    told = ("rule", "threshold", "guarantee", "n_kept", "kept_by_class", "reasons")
-    return {**measured, "filter": {key: decided.facts[key] for key in told} | {"n_sampled": decided.manifest["rows"]}}
-
-
-def _outcome(
-    work: Work, number: int, settings: Settings, rung: int, error: Exception | None, seed_offset: int = 0
-) -> Outcome:
-    if error is not None:
-        return Outcome(number, settings, seed_offset, {}, _reason(error))
-    return Outcome(
-        number,
-        settings,
-        seed_offset,
-        _measured(recipe_of(work.recipe, settings, rung, seed_offset), work.draft.store),
-        "",
-    )
-
-
-def _reason(error: Exception) -> str:
-    """One line on why a trial failed."""
-    cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {cause}".splitlines()[0]

@@ -1,65 +1,135 @@
 """The study of the filter: what it shares, what it reports, and that it goes on where it stood.
 
-One small study of the shrunk recipe is made for all tests; its figures mean nothing and are not looked at.
+One small study of the shrunk recipe is made for all tests, and killed once on the way; its figures mean nothing and
+are not looked at.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
+import mlflow
 import numpy as np
 import optuna
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from running import RECIPE, run_job
+from running import RECIPE, ROOT, run_job
 
-from pipeline import plan, proposals, tune, tune_report
+from pipeline import plan, proposals, trials, tune, tune_report
 from pipeline.artifact import Artifact, Store
-from pipeline.config import ConfigError, Filter, Recipe, changed, read
+from pipeline.config import ConfigError, Recipe, canonical, changed, read
 from pipeline.estimate import Estimate
 from pipeline.outcomes import Outcome, Settings, outcomes_of
-from pipeline.privacy.risk import wilson
-from pipeline.privacy.rules import filter_table
+from pipeline.progress import Silence
 
 OPTIONS = ("--tune.trials", "5", "--tune.climb", "2", "2", "--tune.student-seeds", "2")
+# Thresholds that drop everything.
+OPTIONS += ("--tune.rules", "percentile", "fixed", "--tune.fixed", "1e-9", "2e-9")
+OPTIONS += ("--tune.mlflow", "local")
 SHARED = ("teach", "sample", "score", "identify")
 
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    small = changed(read(RECIPE), {"tune.trials": 5, "tune.climb": (2, 2), "tune.student_seeds": 2})
-    return tune.study_of(small)
+    small = {"tune.trials": 5, "tune.climb": (2, 2), "tune.student_seeds": 2}
+    space = {"tune.rules": ("percentile", "fixed"), "tune.fixed": (1e-9, 2e-9)}
+    return tune.study_of(changed(read(RECIPE), small | space))
+
+
+class Study(NamedTuple):
+    """A copy of the finished store with a study on it."""
+
+    store: Path
+    measured_before_kill: Mapping[Path, int]
+    """Manifests of kept sets that were measured when the study was killed, and when they were written."""
 
 
 @pytest.fixture(scope="module")
-def study(finished_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the finished store with a study on it."""
+def study(finished_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A study that was killed once two of its trials had ended, and run again."""
     store = shutil.copytree(finished_store, tmp_path_factory.mktemp("study") / "store")
+    command = [sys.executable, "-m", "jobs.tune", str(RECIPE), "--store", str(store), *OPTIONS]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    while len(measured := list(store.glob("private/trial/kept/control/*/manifest.json"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for path in measured}
     answer = run_job("tune", store, *OPTIONS)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    return store
+    return Study(store, before)
 
 
 @pytest.fixture(scope="module")
-def artifacts(study: Path, recipe: Recipe) -> dict[str, Artifact]:
-    lines = plan.plan(recipe, Store(study), tune.listing)
+def artifacts(study: Study, recipe: Recipe) -> dict[str, Artifact]:
+    lines = plan.plan(recipe, Store(study.store), tune.listing)
     return {line.task.name: line.artifact for line in lines if line.artifact}
 
 
 @pytest.mark.slow
-def test_a_study_leaves_an_answer_and_two_editions_of_the_page(study: Path) -> None:
-    summary = json.loads((study / "tune" / "summary.json").read_text())
-    assert len(summary["settings"]) == 5 and summary["answer"]
-    assert (study / "tune" / "recommended.yaml").is_file() == (summary["recommended"] is not None)
-    assert "must not leave the building" in (study / "tune" / "explorer.html").read_text()
-    assert "must not leave the building" not in (study / "tune" / "explorer_public.html").read_text()
+def test_a_study_that_was_killed_goes_on_with_no_trial_lost_or_repeated(
+    study: Study, artifacts: dict[str, Artifact], recipe: Recipe
+) -> None:
+    outcomes = outcomes_of(artifacts["tune/0"])
+    assert [one.number for one in outcomes] == list(range(5))
+    assert len({canonical(dict(one.settings)) for one in outcomes}) == 5
+    assert {path: path.stat().st_mtime_ns for path in study.measured_before_kill} == study.measured_before_kill
+    kept = set()
+    for one in outcomes:
+        lines = plan.plan(trials.recipe_of(recipe, one.settings, 0), Store(study.store), trials.tasks)
+        kept |= {line.key.fingerprint for line in lines if line.task.name == "trial/kept/control"}
+    assert {path.parent.name for path in study.measured_before_kill} <= kept
 
 
 @pytest.mark.slow
-def test_no_trial_samples_scores_or_teaches_again(study: Path, finished_store: Path) -> None:
+def test_a_study_leaves_an_answer_and_two_editions_of_the_page(study: Study) -> None:
+    summary = json.loads((study.store / "tune" / "summary.json").read_text())
+    assert len(summary["settings"]) == 5 and summary["answer"]
+    assert (study.store / "tune" / "recommended.yaml").is_file() == (summary["recommended"] is not None)
+    assert "must not leave the building" in (study.store / "tune" / "explorer.html").read_text()
+    assert "must not leave the building" not in (study.store / "tune" / "explorer_public.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_setting_that_drops_everything_is_reported_and_does_not_stop_the_rest(study: Study) -> None:
+    settings = json.loads((study.store / "tune" / "summary.json").read_text())["settings"]
+    for one in settings:
+        drops_everything = one["settings"]["filter.rule"] == "fixed"
+        assert drops_everything == ("NothingKeptError" in one["failed"])
+    assert {one["settings"]["filter.rule"] for one in settings} == {"none", "percentile", "fixed"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own
+def test_every_trial_is_seen_in_tensorboard_and_in_mlflow(study: Study, artifacts: dict[str, Artifact]) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{study.store}/private/mlflow.db")
+    reported = ("trial/kept/control", "trial/student/control", "trial/student/control", "trial/student/test")
+    for rung, name in enumerate(reported):
+        artifact = artifacts[f"tune/{rung}"]
+        measured = [one.measured[name]["macro_auroc"]["value"] for one in outcomes_of(artifact) if not one.failed]
+        logs = [path.read_bytes() for path in artifact.local().glob("tensorboard/*/events.out.tfevents*")]
+        assert sum(b"ray/tune/macro_auroc" in log and b"ray/tune/audit_ratio" in log for log in logs) >= len(measured)
+        experiment = client.get_experiment_by_name(f"phantom, shrunk, tune/{rung}")
+        assert experiment is not None
+        runs = [run.data.metrics for run in client.search_runs([experiment.experiment_id])]
+        logged = [run["macro_auroc"] for run in runs if "macro_auroc" in run]
+        assert all(any(value == pytest.approx(other) for other in logged) for value in measured)
+
+
+@pytest.mark.slow
+def test_no_trial_samples_scores_or_teaches_again(study: Study, finished_store: Path) -> None:
     def made(store: Path) -> dict[str, float]:
         found = {}
         for word in SHARED:
@@ -67,7 +137,7 @@ def test_no_trial_samples_scores_or_teaches_again(study: Path, finished_store: P
                 found[str(path.relative_to(store))] = json.loads(path.read_text())["started_at"]
         return found
 
-    assert made(study) == made(finished_store)
+    assert made(study.store) == made(finished_store)
 
 
 @pytest.mark.slow
@@ -85,23 +155,33 @@ def test_settings_climb_from_rung_to_rung_and_the_last_rung_has_every_seed_and_b
 
 
 @pytest.mark.slow
-def test_a_study_that_is_done_does_no_work(study: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in study.rglob("manifest.json")}
-    answer = run_job("tune", study, *OPTIONS)
+def test_a_study_that_is_done_does_no_work(study: Study) -> None:
+    before = {path: path.stat().st_mtime_ns for path in study.store.rglob("manifest.json")}
+    answer = run_job("tune", study.store, *OPTIONS)
     assert answer.returncode == 0 and "reused, nothing to do" in answer.stdout
-    assert {path: path.stat().st_mtime_ns for path in study.rglob("manifest.json")} == before
+    assert {path: path.stat().st_mtime_ns for path in study.store.rglob("manifest.json")} == before
 
 
 @pytest.mark.slow
-def test_more_trials_go_on_from_those_before(study: Path, artifacts: dict[str, Artifact], recipe: Recipe) -> None:
+def test_more_trials_go_on_from_those_before(study: Study, artifacts: dict[str, Artifact], recipe: Recipe) -> None:
     larger = changed(recipe, {"tune.trials": 6})
-    answer = run_job("tune", study, "--tune.trials", "6", *OPTIONS[2:])
+    answer = run_job("tune", study.store, "--tune.trials", "6", *OPTIONS[2:])
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    lines = plan.plan(larger, Store(study), tune.listing)
+    lines = plan.plan(larger, Store(study.store), tune.listing)
     (rung,) = [line.artifact for line in lines if line.task.name == "tune/0" and line.artifact]
     outcomes = outcomes_of(rung)
     assert outcomes[:5] == outcomes_of(artifacts["tune/0"])
     assert [one.number for one in outcomes] == list(range(6))
+
+
+@pytest.mark.slow
+def test_a_store_of_another_recipe_is_refused_before_hours_are_spent(finished_store: Path) -> None:
+    answer = run_job("tune", finished_store, "--teach.n-images", "2560")
+    assert answer.returncode == 2
+    assert answer.stderr == (
+        "teach: want what this recipe makes, got another recipe's (recipe differs: n_images 1280 -> 2560) — give the "
+        "recipe of this store, or run python -m jobs.all with this one first\n"
+    )
 
 
 class Drawn:
@@ -124,15 +204,15 @@ def test_no_filter_and_the_recipes_own_setting_are_always_tried(recipe: Recipe) 
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_every_proposal_is_a_recipe_within_the_ranges(recipe: Recipe, seed: int) -> None:
-    wide = changed(recipe, {"tune.guidance_scale": (1.0, 2.0), "tune.max_per_class": (10, 20)})
+def test_every_proposal_is_a_recipe_within_the_ranges(seed: int) -> None:
+    wide = changed(read(RECIPE), {"tune.guidance_scale": (1.0, 2.0), "tune.max_per_class": (10, 20)})
     settings = proposed(wide, 2, seed)
     rule = settings["filter.rule"]
     low, high = getattr(wide.tune, rule)
     (value,) = [value for key, value in settings.items() if key.startswith(f"filter.{rule}.")]
     assert low <= value <= high
     assert settings["sample.guidance_scale"] in (1.0, 2.0) and settings["filter.max_per_class"] in (10, 20)
-    assert tune.recipe_of(wide, settings, 0).filter.rule == rule
+    assert trials.recipe_of(wide, settings, 0).filter.rule == rule
 
 
 @pytest.mark.parametrize(
@@ -144,9 +224,9 @@ def test_every_proposal_is_a_recipe_within_the_ranges(recipe: Recipe, seed: int)
         ({"tune.fdr": (0.0, 0.5)}, "logarithmic"),
     ],
 )
-def test_an_empty_space_is_a_mistake_of_the_recipe(recipe: Recipe, changes: Settings, told: str) -> None:
+def test_an_empty_space_is_a_mistake_of_the_recipe(changes: Settings, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        changed(recipe, changes)
+        changed(read(RECIPE), changes)
 
 
 def outcome(number: int, ratio: float, auroc: float, *, rung: int, seed_offset: int = 0, failed: str = "") -> Outcome:
@@ -195,31 +275,45 @@ def test_a_failed_setting_is_told_and_does_not_stop_the_rest(recipe: Recipe) -> 
     assert [one.rung for one in found.tried] == [3, 0]
 
 
-def test_scores_that_carry_no_information_leave_the_ratio_flat() -> None:
+def ratio_of_kept(store: Path, recipe: Recipe, threshold: float) -> Estimate:
+    """The auditor's ratio of the images that a trial keeps under a fixed threshold."""
+    settings = {"filter.rule": "fixed", "filter.fixed.threshold": threshold}
+    lines = plan.run(trials.recipe_of(recipe, settings, 0), Store(store), trials.KEPT, Silence(), trials.tasks)
+    (measured,) = [line.artifact for line in lines if line.task.name == "trial/kept/control"]
+    assert measured is not None
+    return Estimate.from_dict(measured.facts["metrics"]["audit_ratio"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_trials_on_shuffled_scores_have_a_flat_ratio_and_on_true_ones_they_do_not(
+    finished_store: Path, artifacts: dict[str, Artifact], recipe: Recipe, tmp_path: Path
+) -> None:
+    scores = artifacts["score/0"].table()
     generator = np.random.default_rng(0)
-    at_risk = np.arange(4000) < 1200  # what an auditor would flag
-    true_scores = np.where(at_risk, generator.beta(12, 1, 4000), generator.beta(1, 3, 4000))
-    control = generator.beta(1, 3, 1000)
+    at_risk = np.arange(len(scores)) % 3 == 0  # what the auditor flags
+    true_scores = generator.uniform(0.0, 0.6, len(scores)) + 0.4 * at_risk
 
-    def kept_ratio(scores: np.ndarray, percentile: float) -> Estimate:
-        table = pa.table(
-            {
-                "row_id": [f"{i}" for i in range(4000)],
-                "reid_score": pa.array(scores, pa.float32()),
-                "nearest_row_id": ["x"] * 4000,
-                "margin": pa.array(np.zeros(4000), pa.float32()),
-                "pixel_copy": [False] * 4000,
-            }
-        )
-        rule = Filter.model_validate({"rule": "percentile", "percentile": {"percentile": percentile}})
-        filtered, _ = filter_table(
-            table, rule, control=control, same_patient=control, shown=np.zeros((4000, 1), bool)
-        )
-        keep = filtered["keep"].to_numpy(zero_copy_only=False)
-        return wilson(int(at_risk[keep].sum()), int(keep.sum()))
+    def store_with(reid_scores: np.ndarray, name: str) -> Path:
+        store = shutil.copytree(finished_store, tmp_path / name)
+        table = scores
+        for column, values in (
+            ("reid_score", reid_scores),
+            ("audit_score", at_risk),
+            ("pixel_copy", at_risk & False),
+        ):
+            field = table.schema.field(column)
+            position = table.schema.get_field_index(column)
+            table = table.set_column(position, field, pa.array(values).cast(field.type))
+        rows = store / artifacts["score/0"].key.path / "rows"
+        shutil.rmtree(rows)
+        rows.mkdir()
+        pq.write_table(table, rows / "0.parquet")
+        return store
 
-    shuffled = generator.permutation(true_scores)
-    for percentile in (20, 50, 80, 95):
-        flat = kept_ratio(shuffled, percentile)
-        assert flat.low - 0.02 <= 0.3 <= flat.high + 0.02
-        assert kept_ratio(true_scores, percentile).high < 0.25
+    true, shuffled = (store_with(true_scores, "true"), store_with(generator.permutation(true_scores), "shuffled"))
+    for threshold in (0.3, 0.5, 0.7):
+        flat = ratio_of_kept(shuffled, recipe, threshold)
+        assert flat.low <= at_risk.mean() <= flat.high
+    assert ratio_of_kept(true, recipe, 0.5).high < at_risk.mean()
+    assert ratio_of_kept(true, recipe, 0.39).value == 0.0

@@ -1,0 +1,149 @@
+"""Does the study's search beat chance, is its interval right, and what does a study cost?
+
+    python -m benchmarks.study search jobs/recipes/phantom.yaml --store runs/demo
+    python -m benchmarks.study interval jobs/recipes/phantom.yaml --store runs/demo
+    python -m benchmarks.study cost jobs/recipes/phantom.yaml --store runs/demo
+
+Each needs a store with scored samples (`python -m jobs.score`), `cost` a finished run and a finished study. Prints
+JSON. `search` measures settings as rung 0 does, by kept set; `interval` measures students of the recipe's own setting
+as rung 1 does. What was measured before is read from the store. `cost` takes a run from the start of
+its filter to the end of its evaluation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import ray
+
+from pipeline import cluster, front, plan, proposals, trials, tune
+from pipeline.artifact import Store
+from pipeline.config import Recipe, read
+from pipeline.front import Point
+from pipeline.outcomes import Settings, own_settings, point
+from pipeline.progress import Silence
+from pipeline.steps.trial import TrialError
+
+N_SEARCHES = 5
+N_SEEDS = 3
+N_NEW_SEEDS = 10
+AT_ONCE = 2
+SAMPLERS = {"study": proposals.sampler, "random": lambda seed: optuna.samplers.RandomSampler(seed=seed)}
+
+
+def search(recipe: Recipe, store: Store) -> dict[str, Any]:
+    """Hypervolumes of the study's search and of random search, and of everything that either found.
+
+    The reference point is no filter's ratio, the AUROC of a coin and no image kept.
+    """
+    jobs = list(itertools.product(SAMPLERS, range(N_SEARCHES)))
+    found = _side_by_side(_searched, [(recipe, store.uri, name, seed) for name, seed in jobs])
+    unfiltered = found[0][0]
+    reference = np.array([unfiltered.ratio.value, 0.5, 1.0])
+
+    def volume(points: Sequence[Point]) -> float:
+        return front.hypervolume(front.losses(points), reference)
+
+    every = [one for points in found for one in points]
+    result: dict[str, Any] = {"reference": reference.tolist(), "all": volume(every), "n_all": len(every)}
+    for name in SAMPLERS:
+        own = [points for (whose, _), points in zip(jobs, found, strict=True) if whose == name]
+        volumes = [volume(points) for points in own]
+        result[name] = {
+            "hypervolume": volumes,
+            "median": float(np.median(volumes)),
+            "of_all": float(np.median(volumes)) / result["all"],
+            "on_front": [int(front.non_dominated(front.losses(points)).sum()) for points in own],
+        }
+    result["ratio_of_medians"] = result["study"]["median"] / result["random"]["median"]
+    return result
+
+
+def _searched(recipe: Recipe, store_uri: str, sampler: str, seed: int) -> list[Point]:
+    """The settings that one search measured; those that cannot be measured are told to it as failed."""
+    study = optuna.create_study(directions=proposals.DIRECTIONS, sampler=SAMPLERS[sampler](seed))
+    points = []
+    for _ in range(recipe.tune.trials):
+        proposal = study.ask()
+        try:
+            found = _measured(recipe, store_uri, proposals.propose(recipe, proposal), "trial/kept/control", 0)
+        except TrialError:
+            study.tell(proposal, state=optuna.trial.TrialState.FAIL)
+        else:
+            points.append(found)
+            study.tell(proposal, [found.ratio.value, found.auroc.value, found.kept_frac])
+    return points
+
+
+def interval(recipe: Recipe, store: Store) -> dict[str, Any]:
+    """How often a student with a new seed lands in the interval that others state.
+
+    `first`: the interval of the first seeds against the rest; `every`: the mean over every choice of as many seeds.
+    """
+    seeds = range(N_SEEDS + N_NEW_SEEDS)
+    settings = own_settings(recipe)
+    found = _side_by_side(_measured, [(recipe, store.uri, settings, "trial/student/control", seed) for seed in seeds])
+    return {
+        name: _coverage([getattr(one, name) for one in found])
+        | {"values": [getattr(one, name).value for one in found]}
+        for name in ("ratio", "auroc")
+    }
+
+
+def _coverage(found: Sequence[Any]) -> dict[str, Any]:
+    shares = []
+    for chosen in itertools.combinations(range(len(found)), N_SEEDS):
+        stated = front.over_seeds([found[i] for i in chosen])
+        rest = [one.value for i, one in enumerate(found) if i not in chosen]
+        shares.append(np.mean([stated.low <= value <= stated.high for value in rest]))
+    first = front.over_seeds(found[:N_SEEDS])
+    return {"stated": first.as_dict(), "first": float(shares[0]), "every": float(np.mean(shares))}
+
+
+def _measured(recipe: Recipe, store_uri: str, settings: Settings, name: str, seed_offset: int) -> Point:
+    """A setting as a trial measures it: the kept set on rung 0, a short student on rung 1."""
+    is_student = name.startswith("trial/student")
+    own, store = trials.recipe_of(recipe, settings, int(is_student), seed_offset), Store(store_uri)
+    plan.run(own, store, trials.STUDENT if is_student else trials.KEPT, Silence(), trials.tasks)
+    measured = trials.measured(own, store)
+    return point(measured[name], measured["filter"])
+
+
+def _side_by_side(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """The function's results, as many at once as a study has trials."""
+    task = ray.remote(num_cpus=1)(function)
+    with cluster.unwrapped(), ThreadPool(AT_ONCE) as pool:
+        return pool.map(lambda job: ray.get(task.remote(*job)), jobs, chunksize=1)
+
+
+def cost(recipe: Recipe, store: Store) -> dict[str, Any]:
+    """Seconds of a study against those of one run from filter to evaluation."""
+    lines = plan.plan(recipe, store, tune.listing)
+    made = {line.task.name: line.artifact.manifest for line in lines if line.artifact}
+    after = [one for name, one in made.items() if name.split("/")[0] in ("filter", "distill", "evaluate")]
+    one_run = max(one["started_at"] + one["seconds"] for one in after) - made["filter/0"]["started_at"]
+    rungs = {name: one["seconds"] for name, one in made.items() if name.startswith("tune/")}
+    study = sum(rungs.values())
+    return {"one_run_s": one_run, "rungs_s": rungs, "study_s": study, "ratio": study / one_run}
+
+
+QUESTIONS = {"search": search, "interval": interval, "cost": cost}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("question", choices=QUESTIONS)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--store", required=True)
+    arguments = parser.parse_args()
+    study_recipe = tune.study_of(read(arguments.recipe))
+    with cluster.connect(study_recipe):
+        print(json.dumps(QUESTIONS[arguments.question](study_recipe, Store(arguments.store)), indent=1))
