@@ -260,6 +260,7 @@ def test_ctrl_c_ends_a_run_at_once_with_a_line_and_leaves_nothing_running(
 ) -> None:
     command = [sys.executable, "-m", f"jobs.{word}", str(RECIPE), "--store", str(store), *options]
     log = tmp_path / "log"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what was started in the background ignores it
     with log.open("w") as out:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True, start_new_session=True
