@@ -27,15 +27,21 @@ import ray
 from pipeline import cluster, front, plan, proposals, trials, tune
 from pipeline.artifact import Store
 from pipeline.config import Recipe, read
+from pipeline.estimate import Estimate
 from pipeline.front import Point
 from pipeline.outcomes import Settings, own_settings, point
 from pipeline.progress import Silence
 from pipeline.steps.trial import TrialError
 
 N_SEARCHES = 5
-N_SEEDS = 3
+N_SEEDS = 2
 N_NEW_SEEDS = 10
 AT_ONCE = 2
+OTHERS: list[Settings] = [
+    {"filter.rule": "none"},
+    {"filter.rule": "recall", "filter.recall.recall": 0.9},
+    {"filter.rule": "fdr", "filter.fdr.q": 0.1},
+]
 SAMPLERS = {"study": proposals.sampler, "random": lambda seed: optuna.samplers.RandomSampler(seed=seed)}
 
 
@@ -74,7 +80,7 @@ def _searched(recipe: Recipe, store_uri: str, sampler: str, seed: int) -> list[P
     for _ in range(recipe.tune.trials):
         proposal = study.ask()
         try:
-            found = _measured(recipe, store_uri, proposals.propose(recipe, proposal), "trial/kept/control", 0)
+            found = _measured(recipe, store_uri, proposals.propose(recipe, proposal), trials.KEPT, 0)
         except TrialError:
             study.tell(proposal, state=optuna.trial.TrialState.FAIL)
         else:
@@ -84,37 +90,49 @@ def _searched(recipe: Recipe, store_uri: str, sampler: str, seed: int) -> list[P
 
 
 def interval(recipe: Recipe, store: Store) -> dict[str, Any]:
-    """How often a student with a new seed lands in the interval that others state.
+    """How often a student of the recipe's own setting with a new seed lands in the interval that a study would state.
 
     `first`: the interval of the first seeds against the rest; `every`: the mean over every choice of as many seeds.
+    The other settings have `N_SEEDS` students each, as in a study, and lend their spread.
     """
-    seeds = range(N_SEEDS + N_NEW_SEEDS)
-    settings = own_settings(recipe)
-    found = _side_by_side(_measured, [(recipe, store.uri, settings, "trial/student/control", seed) for seed in seeds])
+    settings = [own_settings(recipe), *OTHERS]
+    n_seeds = [N_SEEDS + N_NEW_SEEDS, *[N_SEEDS] * len(OTHERS)]
+    jobs = [(position, seed) for position, n in enumerate(n_seeds) for seed in range(n)]
+    points = _side_by_side(
+        _measured, [(recipe, store.uri, settings[position], trials.STUDENT, seed) for position, seed in jobs]
+    )
+    groups = [
+        [one for (at, _), one in zip(jobs, points, strict=True) if at == position]
+        for position in range(len(settings))
+    ]
     return {
-        name: _coverage([getattr(one, name) for one in found])
-        | {"values": [getattr(one, name).value for one in found]}
-        for name in ("ratio", "auroc")
+        name: _coverage([[getattr(one, name) for one in group] for group in groups]) for name in ("ratio", "auroc")
     }
 
 
-def _coverage(found: Sequence[Any]) -> dict[str, Any]:
+def _coverage(groups: Sequence[Sequence[Estimate]]) -> dict[str, Any]:
+    own, others = groups[0], groups[1:]
     shares = []
-    for chosen in itertools.combinations(range(len(found)), N_SEEDS):
-        stated = front.over_seeds([found[i] for i in chosen])
-        rest = [one.value for i, one in enumerate(found) if i not in chosen]
+    for chosen in itertools.combinations(range(len(own)), N_SEEDS):
+        stated = front.over_seeds([[own[i] for i in chosen], *others])[0]
+        rest = [one.value for i, one in enumerate(own) if i not in chosen]
         shares.append(np.mean([stated.low <= value <= stated.high for value in rest]))
-    first = front.over_seeds(found[:N_SEEDS])
-    return {"stated": first.as_dict(), "first": float(shares[0]), "every": float(np.mean(shares))}
+    first = front.over_seeds([own[:N_SEEDS], *others])[0]
+    return {
+        "stated": first.as_dict(),
+        "first": float(shares[0]),
+        "every": float(np.mean(shares)),
+        "values": [one.value for one in own],
+    }
 
 
-def _measured(recipe: Recipe, store_uri: str, settings: Settings, name: str, seed_offset: int) -> Point:
-    """A setting as a trial measures it: the kept set on rung 0, a short student on rung 1."""
-    is_student = name.startswith("trial/student")
-    own, store = trials.recipe_of(recipe, settings, int(is_student), seed_offset), Store(store_uri)
-    plan.run(own, store, trials.STUDENT if is_student else trials.KEPT, Silence(), trials.tasks)
+def _measured(recipe: Recipe, store_uri: str, settings: Settings, names: Sequence[str], seed_offset: int) -> Point:
+    """A setting as a trial measures it: the kept set as on rung 0, or a short student as on rung 1."""
+    rung = int(names == trials.STUDENT)
+    own, store = trials.recipe_of(recipe, settings, rung, seed_offset), Store(store_uri)
+    plan.run(own, store, names, Silence(), trials.tasks)
     measured = trials.measured(own, store)
-    return point(measured[name], measured["filter"])
+    return point(measured[names[-1]], measured["filter"])
 
 
 def _side_by_side(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[Any]:

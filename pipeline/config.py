@@ -528,11 +528,11 @@ class Tune(Section):
     max_per_class: tuple[Count, ...] = ()
     """Caps on the kept images of a finding that are tried; empty keeps the recipe's."""
     climb: tuple[Count, Count] = (6, 4)
-    """Most settings that are measured with a short student, and of these with a full one."""
+    """Most settings that are measured with a short student, and of these with full ones."""
     short_frac: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Length of a short student's training and of its test, as a share of the full one's."""
-    student_seeds: Count = 3
-    """Students that each setting of the front is measured with."""
+    student_seeds: Annotated[int, Field(ge=2)] = 2
+    """Full students of each setting on the highest rung; the spread between them makes the intervals."""
     max_ratio: Frac = 0.1
     """The question: which setting is most useful while the auditor's ratio is at most this, with 95 % confidence?"""
     concurrent: Count = 2

@@ -76,21 +76,26 @@ def recommended(points: Sequence[Point], max_ratio: float) -> int | None:
     return max(met, key=lambda i: (points[i].auroc.value, points[i].kept_frac), default=None)
 
 
-def over_seeds(found: Sequence[Estimate]) -> Estimate:
-    """The mean over runs that differ in their seed alone, and the 95 % interval in which one more run lands.
+def over_seeds(groups: Sequence[Sequence[Estimate]]) -> list[Estimate]:
+    """For each group of runs that differ in their seed alone, the mean, and the 95 % interval of one more such run.
 
-    A prediction interval, mean ± t s √(1 + 1/k), clamped to [0, 1]. As k runs may agree by luck, the spread s is at
-    least what a single run's own interval says. One run alone is returned as it is.
-    Source: Hahn & Meeker, Statistical Intervals (1991), section 4.8.
+    A prediction interval, mean ± t s √(1 + 1/k), clamped to [0, 1]. The spread s between seeds is pooled over groups,
+    as two or three runs of one say little about it; groups that leak less vary less, so that theirs errs on the wide
+    side. It is at least what a single run's own interval says. Where no group has two runs, each run is returned.
+    Source: Hahn & Meeker, Statistical Intervals (1991), section 4.8; pooled as in a one-way analysis of variance.
     """
-    if len(found) == 1:
-        return found[0]
-    values = np.array([one.value for one in found])
-    own = float(np.mean([(one.high - one.low) / (2 * Z95) for one in found]))
-    spread = max(float(values.std(ddof=1)), own)
-    half = float(t.ppf(0.975, len(found) - 1)) * spread * math.sqrt(1 + 1 / len(found))
-    mean = float(values.mean())
-    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), sum(one.n for one in found))
+    values = [np.array([one.value for one in group]) for group in groups]
+    freedom = sum(len(group) - 1 for group in values)
+    if not freedom:
+        return [group[0] for group in groups]
+    pooled = math.sqrt(sum(float(((group - group.mean()) ** 2).sum()) for group in values) / freedom)
+    found = []
+    for group, runs in zip(values, groups, strict=True):
+        own = float(np.mean([(one.high - one.low) / (2 * Z95) for one in runs]))
+        half = float(t.ppf(0.975, freedom)) * max(pooled, own) * math.sqrt(1 + 1 / len(group))
+        mean = float(group.mean())
+        found.append(Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), sum(one.n for one in runs)))
+    return found
 
 
 def hypervolume(losses: Float[np.ndarray, "n k"], reference: Float[np.ndarray, " k"]) -> float:

@@ -24,10 +24,11 @@ from pipeline.progress import Silence
 from pipeline.steps import trial
 from pipeline.task import Task, Work
 
-RUNGS = ("kept set", "short student", "full student", "more seeds, unseen patients")
+RUNGS = ("kept set", "short student", "full students, unseen patients")
+LAST = len(RUNGS) - 1
 KEPT = ("filter", "trial/kept/control")
 """What the lowest rung makes."""
-STUDENT = ("filter", "distill", "evaluate/student_images", "evaluate/student_scores", "trial/student/control")
+STUDENT = ("filter", "distill", "trial/student_images", "trial/student_scores", "trial/student/control")
 """What the others make."""
 
 
@@ -36,6 +37,7 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
     splits: tuple[config.Split, ...] = ("control", "test")
     return [
         *plan.tasks(recipe, n_rounds),
+        *trial.student_tasks(recipe),
         *(task for split in splits for task in trial.tasks(recipe, n_rounds, split)),
     ]
 
@@ -63,7 +65,7 @@ def trainable(work: Work, rung: int, settings_of: Mapping[int, Settings]) -> Cal
     """What Ray Tune calls with a trial's settings, or with the number of a chosen trial."""
     recipe, store_uri, bar = work.recipe, work.draft.store.uri, work.bar
     names = STUDENT if rung else KEPT
-    if rung == len(RUNGS) - 1:
+    if rung == LAST:
         names = (*names, "trial/student/test")
 
     def measure(given: Settings) -> None:

@@ -1,10 +1,10 @@
 """The study: how strict must the filter be, and what does that cost?
 
 All trials share teacher, samples and scores; a trial makes again what follows the filter. Trials climb rungs: the
-kept set itself (`tune/0`, seconds each), a short student (`tune/1`), a full one (`tune/2`), and for the front more
-seeds and patients that no trial saw (`tune/3`). Each rung is a Ray Tune experiment and an artifact: if it is killed,
-Ray Tune restores it, and what a trial made is found again in the store. A setting climbs while it may still be on
-the front (`front.may_be_on_front`), the most promising first. Not here: how Ray Tune runs trials (`trials`), how
+kept set itself (`tune/0`, seconds each), a short student (`tune/1`), and full ones, of several seeds and on patients
+too that no trial saw (`tune/2`). Each rung is a Ray Tune experiment and an artifact: if it is killed, Ray Tune
+restores it, and what a trial made is found again in the store. A setting climbs while it may still be on the front
+(`front.may_be_on_front`), the most promising first. Not here: how Ray Tune runs trials (`trials`), how
 a setting is measured (`steps.trial`), the mathematics of fronts (`front`), the page (`explorer`).
 """
 
@@ -54,7 +54,7 @@ def tasks(recipe: Recipe) -> list[Task]:
         "n_student": recipe.evaluate.n_student,
         "tune": study.model_dump(mode="json", include={"climb", "short_frac"}),
     }
-    configs = (kept, student, student, student | {"student_seeds": study.student_seeds})
+    configs = (kept, student, student | {"student_seeds": study.student_seeds})
     rungs = [
         Task(
             f"tune/{rung}",
@@ -203,8 +203,8 @@ def _sample_all(work: Work) -> None:
 
 
 def _measure_again(work: Work, rung: int, chosen: Sequence[Outcome]) -> list[Outcome]:
-    """A higher rung: students of the chosen settings, one each or on the last rung one for each seed and split."""
-    offsets = range(work.recipe.tune.student_seeds) if rung == 3 else [0]
+    """A higher rung: a student of each of the chosen settings, or on the last one a student for each seed."""
+    offsets = range(work.recipe.tune.student_seeds) if rung == trials.LAST else [0]
     jobs = [{"number": one.number, "seed_offset": offset} for one in chosen for offset in offsets]
     work.bar.begin(len(jobs))
     measure = trials.trainable(work, rung, {one.number: one.settings for one in chosen})
@@ -218,18 +218,13 @@ def _measure_again(work: Work, rung: int, chosen: Sequence[Outcome]) -> list[Out
 
 
 def _chosen(recipe: Recipe, rung: int, before: Sequence[Outcome]) -> list[Outcome]:
-    """Who climbs: no filter at all, for comparison, and the most promising of those that may still be on the front.
-
-    To the last rung goes the front itself, as it was measured on the rung before.
-    """
+    """Who climbs: no filter at all, for comparison, and the most promising that may still be on the front."""
     measured = [one for one in before if not one.failed]
     points = [point(_metrics(one, rung - 1), one.measured["filter"]) for one in measured]
-    losses = front.losses(points)
-    alive = front.non_dominated(losses) if rung == 3 else front.may_be_on_front(points)
-    order = [i for i in front.most_promising(losses) if alive[i]]
+    alive = front.may_be_on_front(points)
+    order = [i for i in front.most_promising(front.losses(points)) if alive[i]]
     unfiltered = [i for i, one in enumerate(measured) if one.settings["filter.rule"] == "none"]
-    quota = len(order) if rung == 3 else recipe.tune.climb[rung - 1]
-    climbing = list(dict.fromkeys([*unfiltered, *order]))[: max(quota, len(unfiltered))]
+    climbing = list(dict.fromkeys([*unfiltered, *order]))[: max(recipe.tune.climb[rung - 1], len(unfiltered))]
     return [measured[i] for i in sorted(climbing)]
 
 

@@ -22,7 +22,7 @@ from pipeline.privacy.risk import clustered
 from pipeline.seeds import numpy_generator
 from pipeline.tune_report import Answer, Tried, parameter
 
-RUNGS = ("the kept set alone", "a short student", "a full student", "several full students")
+RUNGS = ("the kept set alone", "a short student", "several full students")
 SAMPLES = "samples"
 SHOWN_IMAGES = 240
 
@@ -159,8 +159,9 @@ def _control_ratios(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[expl
 def _caveats(recipe: Recipe, found: Answer) -> list[str]:
     n_seeds = recipe.tune.student_seeds
     said = [
-        f"Intervals of the front say where one more student lands, from {n_seeds} that differ in their seed alone; "
-        "those of the other settings say how well one student was measured.",
+        f"Intervals of the front say where one more student lands, from {n_seeds} of each setting that differ in "
+        "their seed alone, their spread taken over all settings; those of the other settings say how well one "
+        "student was measured.",
         "The kept set of a strict rule is measured on fewer images, and its student learns from fewer.",
     ]
     if recipe.tune.guidance_scale:

@@ -9,6 +9,7 @@ may look at, and shown beside on patients that no trial saw. Not here: running t
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from pipeline.estimate import Estimate
 from pipeline.front import Point
 from pipeline.outcomes import PARAMETERS, Outcome, Settings, is_own
 
-MEASURED_ON = ("kept set", "short student", "full student", "students")
+MEASURED_ON = ("kept set", "short student", "full students")
 NAMES = {"fixed": "threshold", "percentile": "percentile", "recall": "recall", "fdr": "fdr"}
 
 
@@ -84,33 +85,50 @@ def answer(recipe: Recipe, rungs: Sequence[Sequence[Outcome]]) -> Answer:
 
 def tried_at(rungs: Sequence[Sequence[Outcome]]) -> list[Tried]:
     """Every setting of the first rung at the highest rung where it was measured."""
+    measured: list[dict[int, list[Outcome]]] = [defaultdict(list) for _ in rungs]
+    for rung, outcomes in enumerate(rungs):
+        for one in outcomes:
+            if not one.failed:
+                measured[rung][one.number].append(one)
+    last = measured[-1]
+    validation, test = (_over_seeds(last, f"trial/student/{split}") for split in ("control", "test"))
     found = []
     for first in rungs[0]:
-        climbed = [[one for one in rung if one.number == first.number] for rung in rungs]
-        measured = [i for i, outcomes in enumerate(climbed) if outcomes and not all(one.failed for one in outcomes)]
-        rung = measured[-1] if measured else 0
-        outcomes = [one for one in climbed[rung] if not one.failed]
-        arm = "kept" if rung == 0 else "student"
-        kept = outcomes[0].measured["filter"] if outcomes else {}
+        rung = max((rung for rung, settings in enumerate(measured) if first.number in settings), default=0)
+        outcomes = measured[rung].get(first.number, [])
+        failed = [one.failed for one in chain.from_iterable(rungs) if one.number == first.number and one.failed]
+        arm = "trial/student/control" if rung else "trial/kept/control"
         found.append(
             Tried(
                 first.number,
                 first.settings,
                 rung,
-                kept,
-                _over_seeds(outcomes, f"trial/{arm}/control"),
-                _over_seeds(outcomes, f"trial/{arm}/test") if rung == len(rungs) - 1 else {},
-                _over_seeds(outcomes[:1], "trial/kept/control"),
-                " / ".join(dict.fromkeys(one.failed for one in chain.from_iterable(climbed) if one.failed)),
+                outcomes[0].measured["filter"] if outcomes else {},
+                validation.get(first.number) or _estimates(outcomes, arm),
+                test.get(first.number, {}),
+                _estimates(outcomes, "trial/kept/control"),
+                " / ".join(dict.fromkeys(failed)),
             )
         )
     return found
 
 
-def _over_seeds(outcomes: Sequence[Outcome], name: str) -> dict[str, Estimate]:
-    saved = [one.measured[name] for one in outcomes if name in one.measured]
-    keys = [key for key in (saved[0] if saved else {}) if all(key in metrics for metrics in saved)]
-    return {key: front.over_seeds([Estimate.from_dict(metrics[key]) for metrics in saved]) for key in keys}
+def _over_seeds(settings: Mapping[int, Sequence[Outcome]], name: str) -> dict[int, dict[str, Estimate]]:
+    """By number of the setting, its metrics over seeds; a metric that some run lacks is left out."""
+    runs = {number: [one.measured[name] for one in outcomes] for number, outcomes in settings.items()}
+    every = [metrics for of_setting in runs.values() for metrics in of_setting]
+    found: dict[int, dict[str, Estimate]] = {number: {} for number in runs}
+    for key in every[0] if every else ():
+        if all(key in metrics for metrics in every):
+            groups = [[Estimate.from_dict(metrics[key]) for metrics in of_setting] for of_setting in runs.values()]
+            for number, estimate in zip(runs, front.over_seeds(groups), strict=True):
+                found[number][key] = estimate
+    return found
+
+
+def _estimates(outcomes: Sequence[Outcome], name: str) -> dict[str, Estimate]:
+    """Metrics of the first run."""
+    return {key: Estimate.from_dict(saved) for one in outcomes[:1] for key, saved in one.measured[name].items()}
 
 
 def parameter(settings: Settings) -> str:

@@ -94,20 +94,23 @@ def test_a_hypervolume_depends_on_the_front_alone(losses: np.ndarray) -> None:
 
 def test_the_interval_over_seeds_is_wide_enough_for_one_more_run() -> None:
     generator = np.random.default_rng(0)
-    n_inside = 0
+    n_inside, widths = 0, []
     for _ in range(400):
-        values = generator.normal(0.5, 0.02, 4)
-        found = front.over_seeds([Estimate(v, v - 0.01, v + 0.01, 100) for v in values[:3]])
-        n_inside += found.low <= values[3] <= found.high
-    assert n_inside >= 0.93 * 400
+        values = generator.normal((0.3, 0.5, 0.6, 0.7), 0.02, (3, 4))
+        groups = [[Estimate(v, v - 0.01, v + 0.01, 100) for v in column[:2]] for column in values.T]
+        found = front.over_seeds(groups)
+        n_inside += sum(one.low <= value <= one.high for one, value in zip(found, values[2], strict=True))
+        widths.append(found[0].high - found[0].low)
+    assert n_inside >= 0.93 * 1600
+    assert np.mean(widths) < 0.2  # of two runs alone: t is 12.7, and the interval over 0.5 wide
 
 
 def test_runs_that_agree_by_luck_are_not_surer_than_each_of_them() -> None:
     same = [Estimate(0.05, 0.04, 0.06, 1000)] * 3
-    found = front.over_seeds(same)
+    (found,) = front.over_seeds([same])
     assert found.low <= 0.04 and found.high >= 0.06 and found.value == pytest.approx(0.05)
 
 
 def test_one_run_alone_keeps_its_own_interval() -> None:
     one = Estimate(0.05, 0.04, 0.06, 1000)
-    assert front.over_seeds([one]) == one
+    assert front.over_seeds([[one], [one]]) == [one, one]

@@ -115,7 +115,7 @@ def test_a_setting_that_drops_everything_is_reported_and_does_not_stop_the_rest(
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own
 def test_every_trial_is_seen_in_tensorboard_and_in_mlflow(study: Study, artifacts: dict[str, Artifact]) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{study.store}/private/mlflow.db")
-    reported = ("trial/kept/control", "trial/student/control", "trial/student/control", "trial/student/test")
+    reported = ("trial/kept/control", "trial/student/control", "trial/student/test")
     for rung, name in enumerate(reported):
         artifact = artifacts[f"tune/{rung}"]
         measured = [one.measured[name]["macro_auroc"]["value"] for one in outcomes_of(artifact) if not one.failed]
@@ -144,11 +144,11 @@ def test_no_trial_samples_scores_or_teaches_again(study: Study, finished_store: 
 def test_settings_climb_from_rung_to_rung_and_the_last_rung_has_every_seed_and_both_splits(
     artifacts: dict[str, Artifact],
 ) -> None:
-    rungs = [outcomes_of(artifacts[f"tune/{rung}"]) for rung in range(4)]
+    rungs = [outcomes_of(artifacts[f"tune/{rung}"]) for rung in range(3)]
     assert len(rungs[0]) == 5 and len(rungs[1]) <= 2
     for lower, higher in pairwise(rungs):
         assert {one.number for one in higher} <= {one.number for one in lower if not one.failed}
-    last = [one for one in rungs[3] if not one.failed]
+    last = [one for one in rungs[2] if not one.failed]
     assert {one.seed_offset for one in last} == {0, 1}
     for one in last:
         assert {"trial/kept/control", "trial/student/control", "trial/student/test"} <= one.measured.keys()
@@ -240,14 +240,14 @@ def outcome(number: int, ratio: float, auroc: float, *, rung: int, seed_offset: 
     }
     names = ["trial/kept/control"] if rung == 0 else ["trial/kept/control", "trial/student/control"]
     kept = {"n_kept": 300 + number, "n_sampled": 1000, "threshold": 0.2, "kept_by_class": {}, "reasons": {}}
-    measured = dict.fromkeys([*names, *(["trial/student/test"] if rung == 3 else [])], metrics)
+    measured = dict.fromkeys([*names, *(["trial/student/test"] if rung == 2 else [])], metrics)
     return Outcome(number, settings, seed_offset, {**measured, "filter": kept}, "")
 
 
 def rungs_of(*settings: tuple[float, float]) -> list[list[Outcome]]:
     """A study whose settings all climb to the end, with two seeds that agree."""
-    lower = [[outcome(i, *found, rung=rung) for i, found in enumerate(settings)] for rung in range(3)]
-    last = [outcome(i, *found, rung=3, seed_offset=seed) for i, found in enumerate(settings) for seed in (0, 1)]
+    lower = [[outcome(i, *found, rung=rung) for i, found in enumerate(settings)] for rung in range(2)]
+    last = [outcome(i, *found, rung=2, seed_offset=seed) for i, found in enumerate(settings) for seed in (0, 1)]
     return [*lower, last]
 
 
@@ -272,7 +272,7 @@ def test_a_failed_setting_is_told_and_does_not_stop_the_rest(recipe: Recipe) -> 
     rungs[0].append(outcome(1, 0, 0, rung=0, failed="NothingKeptError: all dropped"))
     found = tune_report.answer(recipe, rungs)
     assert tune_report.failures(found) == ["percentile 51 failed: NothingKeptError: all dropped"]
-    assert [one.rung for one in found.tried] == [3, 0]
+    assert [one.rung for one in found.tried] == [2, 0]
 
 
 def ratio_of_kept(store: Path, recipe: Recipe, threshold: float) -> Estimate:

@@ -267,8 +267,7 @@ def make_student_images(work: Work) -> Made:
 
 
 def _student_plan(work: Work) -> pa.Table:
-    recipe = work.recipe
-    seed, n, ingest = recipe.seed + recipe.distill.seed_offset, recipe.evaluate.n_student, recipe.ingest
+    recipe, ingest = work.recipe, work.recipe.ingest
     kept = work.inputs["filter"].table("kept", ["row_id", "prompt", "labels"])
     train = work.inputs["ingest"].table("records", where=pc.field("split") == "train")
     shared, _ = records.shared_prompts(work.inputs["ingest"], ingest.prompt, ingest.k_anonymity)
@@ -279,20 +278,23 @@ def _student_plan(work: Work) -> pa.Table:
             "labels": train["labels"],
         }
     )
-    parts = []
-    for arm, source in (("kept", kept), ("private", private)):
-        drawn = np.resize(numpy_generator(seed, "student", arm).permutation(len(source)), n)
-        names = [f"{arm}-{position:06d}" for position in range(n)]
-        columns = {
-            "row_id": names,
-            "seed": [row_seed(seed, "student", name) for name in names],
-            "prompt": source["prompt"].take(drawn),
-            "labels": source["labels"].take(drawn),
-            "arm": [arm] * n,
-            "prompt_row_id": source["row_id"].take(drawn),
-        }
-        parts.append(pa.table(columns).cast(STUDENT_PLAN))
-    return pa.concat_tables(parts)
+    return pa.concat_tables([student_arm(recipe, "kept", kept), student_arm(recipe, "private", private)])
+
+
+def student_arm(recipe: Recipe, arm: str, source: pa.Table) -> pa.Table:
+    """What to sample of the student: prompts of `source` (row_id, prompt, labels), as often as it takes."""
+    seed, n = recipe.seed + recipe.distill.seed_offset, recipe.evaluate.n_student
+    drawn = np.resize(numpy_generator(seed, "student", arm).permutation(len(source)), n)
+    names = [f"{arm}-{position:06d}" for position in range(n)]
+    columns = {
+        "row_id": names,
+        "seed": [row_seed(seed, "student", name) for name in names],
+        "prompt": source["prompt"].take(drawn),
+        "labels": source["labels"].take(drawn),
+        "arm": [arm] * n,
+        "prompt_row_id": source["row_id"].take(drawn),
+    }
+    return pa.table(columns).cast(STUDENT_PLAN)
 
 
 def make_student_scores(work: Work) -> Made:

@@ -24,8 +24,10 @@ from pipeline.privacy.risk import wilson
 from pipeline.progress import Bar
 from pipeline.records import Records
 from pipeline.seeds import numpy_generator, row_seed
+from pipeline.steps import evaluate
 from pipeline.task import Made, Task, Work, rounds_of
 from pipeline.utility import auroc, classifier
+from pipeline.workers import sample_plan, score_rows
 
 VERSION = 1
 MIN_CLASSES = 2
@@ -42,13 +44,48 @@ def tasks(recipe: Recipe, n_rounds: int, split: config.Split) -> list[Task]:
     measured |= section.model_dump(include={"bootstrap", "control_percentile"}) | {"split": split}
     rounds = [f"score/{number}" for number in range(n_rounds)]
     kept = ("ingest", "filter", f"filter/{n_rounds - 1}", "score/unseen", *rounds)
-    student = ("ingest", "filter", "score/unseen", "evaluate/student_images", "evaluate/student_scores")
+    student = ("ingest", "filter", "score/unseen", "trial/student_images", "trial/student_scores")
     return [
         Task(f"trial/kept/{split}", make_kept, measured, kept, version=VERSION, about="the kept set, measured"),
         Task(
             f"trial/student/{split}", make_student, measured, student, version=VERSION, about="its student, measured"
         ),
     ]
+
+
+def student_tasks(recipe: Recipe) -> list[Task]:
+    """What all of a student's measures rest on: images of the kept set's prompts, and their risk."""
+    sampler = recipe.sample.model_dump(include={"steps", "guidance_scale", "batch_size"})
+    n_student, seed = recipe.evaluate.n_student, recipe.seed + recipe.distill.seed_offset
+    return [
+        Task(
+            "trial/student_images",
+            make_student_images,
+            {"n_student": n_student, "sample": sampler, "seed": seed},
+            ("filter", "distill"),
+            version=VERSION,
+            about="images of the student",
+        ),
+        Task(
+            "trial/student_scores",
+            make_student_scores,
+            {"score": recipe.score.model_dump(include={"batch_size", "gallery_block"})},
+            ("score/gallery", "trial/student_images"),
+            version=VERSION,
+            about="their risk",
+        ),
+    ]
+
+
+def make_student_images(work: Work) -> Made:
+    """Sample the student with the kept set's prompts."""
+    kept = work.inputs["filter"].table("kept", ["row_id", "prompt", "labels"])
+    return sample_plan(work, evaluate.student_arm(work.recipe, "kept", kept), work.inputs["distill"])
+
+
+def make_student_scores(work: Work) -> Made:
+    """Score them against the real training images."""
+    return score_rows(work, f"{work.inputs['trial/student_images'].uri}/rows", work.inputs["score/gallery"])
 
 
 def make_kept(work: Work) -> Made:
@@ -63,9 +100,8 @@ def make_kept(work: Work) -> Made:
 
 def make_student(work: Work) -> Made:
     """Measure the student on images that it makes of the kept set's prompts."""
-    sampled = work.inputs["evaluate/student_images"]
-    plan = sampled.table("plan", where=pc.field("arm") == "kept")
-    scores = work.inputs["evaluate/student_scores"].table(where=pc.starts_with(pc.field("row_id"), "kept-"))
+    sampled, scores = work.inputs["trial/student_images"], work.inputs["trial/student_scores"].table()
+    plan = sampled.table("plan")
     pixels, labels = records.images_of(sampled, plan["row_id"], "rows"), records.label_matrix(plan)
     n = min(work.recipe.evaluate.n_train, len(pixels))
     rows = np.sort(numpy_generator(work.recipe.seed, "arm").permutation(len(pixels))[:n])
