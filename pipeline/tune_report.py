@@ -170,6 +170,9 @@ def table(found: Answer, recipe: Recipe) -> Table:
         own = " (the recipe's)" if is_own(recipe, one.settings) else ""
         found_on = [_told(m.get(key)) for m in (one.validation, one.test) for key in ("audit_ratio", "macro_auroc")]
         shown.add_row(mark, parameter(one.settings) + own, MEASURED_ON[one.rung], f"{one.kept_frac:.0%}", *found_on)
+        if one.test:  # what the student adds or costs
+            without = [_told(one.kept_set.get(key)) for key in ("audit_ratio", "macro_auroc")]
+            shown.add_row("", "  without a student", MEASURED_ON[0], "", *without)
     return shown
 
 

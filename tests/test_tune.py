@@ -24,6 +24,7 @@ import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 from running import RECIPE, ROOT, run_job
 
 from pipeline import plan, proposals, trials, tune, tune_report
@@ -265,6 +266,20 @@ def test_a_constraint_that_nobody_meets_is_said_with_the_best_that_was_reached(r
     assert (
         "No setting keeps the auditor's ratio at most at 0.01" in found.sentence and "percentile 51" in found.sentence
     )
+
+
+def test_the_table_has_no_filter_and_no_student_beside_every_front(recipe: Recipe) -> None:
+    rungs = rungs_of((0.04, 0.80), (0.05, 0.90))
+    rungs = [
+        [one._replace(settings={"filter.rule": "none"}) if not one.number else one for one in rung] for rung in rungs
+    ]
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(tune_report.table(tune_report.answer(recipe, rungs), recipe))
+    lines = captured.get().splitlines()
+    for setting in ("no filter", "percentile 51"):
+        (at,) = [i for i, line in enumerate(lines) if setting in line]
+        assert "full students" in lines[at] and "without a student" in lines[at + 1] and "0." in lines[at + 1]
 
 
 def test_a_failed_setting_is_told_and_does_not_stop_the_rest(recipe: Recipe) -> None:
