@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -28,23 +29,33 @@ class Options(NamedTuple):
     recipe: Recipe
     store: str
     dry_run: bool
+    more: Mapping[str, str]
+    """Values of the options that this program alone has, if given."""
 
 
-def options(arguments: list[str], program: str) -> Options:
-    """The recipe with its overrides, the store, and whether only to plan.
+def options(arguments: list[str], program: str, more: Sequence[str] = ()) -> Options:
+    """The recipe with its overrides, the store, whether only to plan, and `more` options that take a value.
 
     Raises: ConfigError for a bad recipe; SystemExit from the parser for a bad option.
     """
     if not arguments or arguments[0].startswith("-"):
-        print(f"usage: python -m {program} RECIPE.yaml --store DIR [--dry-run] [--section.key value ...]")
+        also = "".join(f" [{name} FILE]" for name in more)
+        print(f"usage: python -m {program} RECIPE.yaml --store DIR{also} [--dry-run] [--section.key value ...]")
         print("Every key of the recipe is an option; `RECIPE.yaml --help` lists them with their meaning.")
         raise SystemExit(0 if arguments in (["-h"], ["--help"]) else 2)
     recipe, rest = read(Path(arguments[0])), arguments[1:]
     dry_run = "--dry-run" in rest
     rest = [argument for argument in rest if argument != "--dry-run"]
     store, rest = _store(rest)
+    given: dict[str, str] = {}
+    for name in more:
+        value, rest = taken(name, rest)
+        if value:
+            given[name] = value
+        elif name in rest:
+            fail(f"{name}: want a file or a mapping, got nothing — say which, or leave it out")
     changed = tyro.cli(Recipe, default=recipe, args=rest, prog=f"python -m {program} {arguments[0]} --store DIR")
-    return Options(Recipe.model_validate(changed.model_dump()), store, dry_run)
+    return Options(Recipe.model_validate(changed.model_dump()), store, dry_run, given)
 
 
 def main(word: str | None) -> None:
@@ -92,15 +103,21 @@ def _end(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _store(arguments: list[str]) -> tuple[str, list[str]]:
+def taken(option: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """The value of an option (empty if it is not given), and the arguments without both."""
     for position, argument in enumerate(arguments):
         name, given, value = argument.partition("=")
-        if name != "--store":
+        if name != option:
             continue
         end = position + (1 if given else 2)
         value = value if given else " ".join(arguments[position + 1 : end])
         if value and not value.startswith("--"):
             return value, arguments[:position] + arguments[end:]
-    if {"-h", "--help"} & set(arguments):
-        return "", arguments
+    return "", arguments
+
+
+def _store(arguments: list[str]) -> tuple[str, list[str]]:
+    store, rest = taken("--store", arguments)
+    if store or {"-h", "--help"} & set(arguments):
+        return store, rest
     fail("--store: want a folder or s3:// address, got nothing — say where artifacts go, e.g. --store runs/demo")

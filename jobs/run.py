@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
 
 from jobs.command import MISTAKE, NOT_CLEARED
-from pipeline import cluster, plan, summary
+from pipeline import cluster, costs, costs_table, plan, summary
 from pipeline.artifact import ArtifactError, Store, explained_full_disk
 from pipeline.cohorts.splits import SplitError
 from pipeline.cohorts.table import CohortError
 from pipeline.config import ConfigError, Recipe
+from pipeline.nodes import Nodes, Throughput, require_known
 from pipeline.progress import View
 from pipeline.steps.filter import NothingKeptError
 from pipeline.steps.identify import WeakNetworkError
@@ -22,6 +24,7 @@ from pipeline.steps.trial import TrialError
 from pipeline.tables import SchemaError
 
 LOG_WIDTH = 140
+LEAST_WIDTH = 110
 EXPLAINED = (
     ArtifactError,
     SplitError,
@@ -65,6 +68,24 @@ def run(recipe: Recipe, store_uri: str, word: str | None, *, dry_run: bool) -> i
     except EXPLAINED as error:
         print(error, file=sys.stderr)
         return MISTAKE
+
+
+def forecast(recipe: Recipe, store_uri: str, nodes: Nodes, given: Mapping[str, Throughput], command: str) -> int:
+    """Print what the run will take on these nodes; `command` is the run's own. Starts no Ray."""
+    console = _console(markup=False)  # names and sources are the user's
+    console.width = max(console.width, LEAST_WIDTH)  # a narrow terminal breaks lines; rich would leave out columns
+    try:
+        store = Store(store_uri)
+        lines = plan.plan(recipe, store)
+        require_known(given, [line.task.name for line in lines])
+        found = costs.forecast(recipe, lines, store, nodes, given)
+    except EXPLAINED as error:
+        print(error, file=sys.stderr)
+        return MISTAKE
+    console.print(costs_table.table(found, recipe, nodes))
+    for remark in costs_table.remarks(found, recipe, nodes, command):
+        console.print(f"- {remark}", soft_wrap=command in remark)
+    return 0
 
 
 def _show(recipe: Recipe, lines: list[plan.Line], console: Console) -> int:
@@ -118,6 +139,6 @@ def _planned(lines: list[plan.Line], recipe: Recipe) -> Table:
     return table
 
 
-def _console() -> Console:
+def _console(*, markup: bool = True) -> Console:
     """A terminal's own width; in a log, lines wide enough not to be broken."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
+    return Console(highlight=False, markup=markup, width=None if sys.stdout.isatty() else LOG_WIDTH)

@@ -132,6 +132,12 @@ class Draft:
     config: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
     version: int = 1
+    place: Mapping[str, Any] = field(default_factory=dict)
+    """What it is made on; decides its `seconds`, never its content."""
+    resumed: bool = False
+    """Whether an earlier attempt left work to go on from, so that its `seconds` are not those of all of it."""
+    work_seconds: float | None = None
+    """What of its `seconds` grows with its work, if that is known; the rest is starting and ending."""
     started_at: float = field(default_factory=time.time)
 
     @property
@@ -220,7 +226,10 @@ class Store:
                 self.fs.delete_dir(self.path_of(key))
         with explained_disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        return Draft(self, key, folder)
+        draft = Draft(self, key, folder)
+        work = self.fs.get_file_info(f"{self.root}/{draft.work_path}")
+        draft.resumed = resumable and work.type != pafs.FileType.NotFound
+        return draft
 
     def commit(self, draft: Draft, facts: Mapping[str, Any], rows: int | None = None) -> Artifact:
         """Finish the artifact: upload if remote, then write the manifest last."""
@@ -240,6 +249,9 @@ class Store:
             "facts": dict(facts),
             "packages": _packages(),
             "git_commit": _git_commit(),
+            "place": dict(draft.place),
+            "resumed": draft.resumed,
+            "work_seconds": draft.work_seconds,
             "started_at": draft.started_at,
             "seconds": round(time.time() - draft.started_at, 2),
         }

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayTaskError
@@ -94,6 +95,54 @@ def demands(recipe: Recipe) -> list[tuple[str, int, float, float]]:
         ("ingest", recipe.ingest.actors, 1.0, 0.0),
         ("identify", 1, recipe.identify.cpus, float(recipe.identify.gpu)),
     ]
+
+
+class Place(NamedTuple):
+    """What a task takes at once."""
+
+    workers: int = 1
+    cpus: float = 1.0
+    """CPU slots of one worker."""
+    gpus: float = 0.0
+    """GPUs of one worker."""
+
+    @property
+    def all_gpus(self) -> float:
+        """GPUs of all workers."""
+        return self.workers * self.gpus
+
+    @property
+    def units(self) -> float:
+        """GPUs, or CPU slots where it takes no GPU: what its speed is counted by."""
+        return self.workers * (self.gpus or self.cpus)
+
+
+def place(recipe: Recipe, task: str) -> Place:
+    """What a task of this name takes; a step's own process counts as one worker."""
+    word, _, part = task.partition("/")
+    if word in ("teach", "distill"):
+        section = recipe.teach if word == "teach" else recipe.distill
+        cpus = 1.0 if part == "latents" else section.cpus_per_worker
+        return Place(max(1, section.workers), cpus, float(section.gpu))
+    if word == "sample" or part == "student_images":
+        sample = recipe.sample
+        return Place(max(1, sample.actors), sample.cpus_per_actor, sample.gpus_per_actor)
+    if task == "score/gallery":  # one task, without a GPU
+        return Place(cpus=recipe.score.cpus_per_actor)
+    if word == "score" or part == "student_scores":
+        return Place(max(1, recipe.score.actors), recipe.score.cpus_per_actor, recipe.score.gpus_per_actor)
+    if word == "identify":
+        return Place(1, recipe.identify.cpus, float(recipe.identify.gpu))
+    return Place(recipe.ingest.actors if word == "ingest" else 1)
+
+
+def told(recipe: Recipe, task: str) -> dict[str, Any]:
+    """The place of a task, and the kinds of GPU in the cluster, for its manifest: a speed means nothing without."""
+    slots = ray.cluster_resources() if ray.is_initialized() else {}
+    mark = "accelerator_type:"
+    return place(recipe, task)._asdict() | {
+        "accelerators": sorted(name.removeprefix(mark) for name in slots if name.startswith(mark))
+    }
 
 
 def _quiet() -> None:

@@ -10,7 +10,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,6 +24,7 @@ Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 SPLITS = ("train", "identify", "audit", "control", "test")
 Split = Literal["train", "identify", "audit", "control", "test"]
 Rule = Literal["fixed", "percentile", "recall", "fdr", "none"]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class ConfigError(ValueError):
@@ -633,7 +634,7 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
         for name in path:
             node = node[name]
         node[leaf] = value
-    return _validate(tree, "changed recipe")
+    return validated(Recipe, tree, "changed recipe")
 
 
 def read(path: Path) -> Recipe:
@@ -651,7 +652,7 @@ def read(path: Path) -> Recipe:
         raise ConfigError(f"recipe {path}: want YAML, got {' '.join(str(error).split())} — correct it") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"recipe {path}: want a mapping of sections, got {type(tree).__name__}")
-    return _validate(tree, f"recipe {path}")
+    return validated(Recipe, tree, f"recipe {path}")
 
 
 def canonical(section: Any) -> str:
@@ -660,20 +661,27 @@ def canonical(section: Any) -> str:
     return json.dumps(tree, sort_keys=True, separators=(",", ":"))
 
 
-def _validate(tree: dict[str, Any], where: str) -> Recipe:
+def validated(model: type[Model], tree: Mapping[str, Any], where: str) -> Model:
+    """The tree as this model.
+
+    Raises: ConfigError, which names every unknown key (with the nearest known one) and impossible value.
+    """
     try:
-        return Recipe.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors()]
+        lines = [_explain(model, detail) for detail in error.errors()]
         raise ConfigError(f"{where}: " + "; ".join(lines)) from None
 
 
-def _explain(detail: Any) -> str:
+def _explain(model: type[BaseModel], detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(detail["loc"][-1]), _keys_at(detail["loc"][:-1]), 1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(_keys_at(detail['loc'][:-1]))}"
+        known = _keys_at(model, detail["loc"][:-1])
+        near = difflib.get_close_matches(str(detail["loc"][-1]), known, 1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
         return f"key '{key}': want a known key, got an unknown one — {hint}"
+    if detail["type"] == "missing":
+        return f"key '{key}': want a value, got none — give one"
     message = detail["msg"].removeprefix("Value error, ")
     return f"key '{key}': {message} (got {detail['input']!r})" if key and not _is_tree(detail) else message
 
@@ -682,8 +690,8 @@ def _is_tree(detail: Any) -> bool:
     return isinstance(detail["input"], dict | BaseModel)
 
 
-def _keys_at(path: Sequence[Any]) -> list[str]:
-    model: Any = Recipe
+def _keys_at(model: Any, path: Sequence[Any]) -> list[str]:
     for name in path:
-        model = model.model_fields[name].annotation
+        # A mapping's names are free; its values are of one model.
+        model = model.model_fields[name].annotation if hasattr(model, "model_fields") else get_args(model)[1]
     return list(model.model_fields)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
+from pipeline import cluster
 from pipeline.artifact import Artifact, ArtifactError, Key, Store, fingerprint
 from pipeline.config import Recipe, canonical
 from pipeline.progress import Silence, View
@@ -154,13 +155,7 @@ def run(
             if not missing and not running:
                 return lines
             done = {line.task.name: line.artifact for line in lines if line.artifact}
-            free = recipe.cluster.parallel_tasks - sum(task.slots for task in running.values())
-            for line in missing:
-                if not all(name in done for name in line.task.inputs):
-                    continue
-                if line.task.slots > free and running:
-                    break  # what is urgent waits for slots; what is not must not take them
-                free -= line.task.slots
+            for line in startable(missing, done, running.values(), recipe.cluster.parallel_tasks):
                 inputs = {name: done[name] for name in line.task.inputs}
                 running[pool.submit(_make, recipe, store, line, inputs, view)] = line.task
             if not running:
@@ -172,14 +167,31 @@ def run(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+def startable(waiting: Iterable[Line], done: Collection[str], running: Iterable[Task], slots: int) -> list[Line]:
+    """What of the waiting tasks starts now: the most urgent whose inputs are done, as far as slots are free."""
+    busy = list(running)
+    starting: list[Line] = []
+    for line in waiting:
+        if not all(name in done for name in line.task.inputs):
+            continue
+        if busy and sum(task.slots for task in busy) + line.task.slots > slots:
+            break  # what is urgent waits for slots; what is not must not take them
+        busy.append(line.task)
+        starting.append(line)
+    return starting
+
+
 def _make(recipe: Recipe, store: Store, line: Line, inputs: Mapping[str, Artifact], view: View | Silence) -> None:
     task, started = line.task, time.monotonic()
     view.note(task.name, "running")
     try:
         draft = store.draft(line.key, resumable=task.resumable)
         draft.config, draft.version = task.config, task.version
+        draft.place = cluster.told(recipe, task.name)
         draft.inputs = {name: artifact.key.fingerprint for name, artifact in inputs.items()}
-        made = task.make(Work(recipe, inputs, draft, view.bar(task.name), view.started_at))
+        bar = view.bar(task.name)
+        made = task.make(Work(recipe, inputs, draft, bar, view.started_at))
+        draft.work_seconds = bar.work_seconds()
         store.commit(draft, made.facts, made.rows)
     except BaseException:
         view.note(task.name, "failed")

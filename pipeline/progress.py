@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,33 @@ from rich.table import Table
 from rich.text import Text
 
 LINE_EVERY_S = 30.0
+LEAST_COUNTS = 16
+
+
+@dataclass
+class Pace:
+    """How fast a task counts, between its first count and its last: without what it needs to start and to end."""
+
+    total: int
+    first_at: float = 0.0
+    last_at: float = 0.0
+    n_between: int = 0
+    n_counts: int = 0
+
+    def add(self, n: int, now: float) -> None:
+        """Count n more."""
+        if self.n_counts:
+            self.n_between += n
+        else:
+            self.first_at = now
+        self.last_at, self.n_counts = now, self.n_counts + 1
+
+    @property
+    def seconds(self) -> float | None:
+        """What the total takes at this pace; none for too few counts, as several workers count at almost once."""
+        if self.n_counts < LEAST_COUNTS or not self.n_between:
+            return None
+        return (self.last_at - self.first_at) * self.total / self.n_between
 
 
 @ray.remote(num_cpus=0)
@@ -28,15 +56,24 @@ class Board:
 
     def __init__(self) -> None:
         self._counts: dict[str, tuple[int, int]] = {}
+        self._paces: dict[str, list[Pace]] = defaultdict(list)
 
     def begin(self, task: str, total: int, done: int = 0) -> None:
         """Set what the task will count to."""
         self._counts[task] = (done, total)
+        self._paces[task].append(Pace(total))
 
     def add(self, task: str, n: int) -> None:
         """Count n more."""
         done, total = self._counts.get(task, (0, 0))
         self._counts[task] = (done + n, total)
+        for pace in self._paces[task][-1:]:
+            pace.add(n, time.monotonic())
+
+    def work_seconds(self, task: str) -> float | None:
+        """What counting took without start and end; none if it began more than once, or counted too little."""
+        paces = self._paces[task]
+        return paces[0].seconds if len(paces) == 1 else None
 
     def read(self) -> dict[str, tuple[int, int]]:
         """Done and total by task."""
@@ -59,6 +96,15 @@ class Bar:
         """Count n more."""
         if self.board is not None:
             self.board.add.remote(self.task, n)
+
+    def work_seconds(self) -> float | None:
+        """What counting took at its pace, without start and end; none if that is not known."""
+        if self.board is None:
+            return None
+        try:
+            return ray.get(self.board.work_seconds.remote(self.task), timeout=5)
+        except (ray.exceptions.RayError, TimeoutError):  # the view must never stop the work
+            return None
 
 
 class Silence:

@@ -12,7 +12,7 @@ from pipeline import config, plan
 from pipeline.artifact import ArtifactError, Key, Store
 from pipeline.config import Recipe
 from pipeline.plan import Line
-from pipeline.progress import View
+from pipeline.progress import Bar, View
 
 RECIPE = Recipe()
 NO_FACTS: Mapping[str, Any] = {}
@@ -30,8 +30,9 @@ class Notes:
     def note(self, task: str, state: str, seconds: float = 0.0, note: str = "") -> None:
         self.said.setdefault(task, []).append(state)
 
-    def bar(self, task: str) -> None:
+    def bar(self, task: str) -> Bar:
         """Nothing is counted."""
+        return Bar(None, task)
 
 
 def planned(recipe: Recipe, store: Store) -> dict[str, Line]:

@@ -13,7 +13,7 @@ import pytest
 from pipeline import config, images, plan
 from pipeline.artifact import Artifact, ArtifactError, Store
 from pipeline.config import Recipe
-from pipeline.progress import View
+from pipeline.progress import Bar, View
 from pipeline.steps.filter import NothingKeptError
 from pipeline.tables import AUDIT_SCORES, KEPT, PROMPT_PLAN, RECORDS, SCORES
 
@@ -44,7 +44,8 @@ class Silent:
 
     def note(self, *_: object, **__: object) -> None: ...
 
-    def bar(self, task: str) -> None: ...
+    def bar(self, task: str) -> Bar:
+        return Bar(None, task)
 
 
 class Samples:
