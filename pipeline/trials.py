@@ -121,7 +121,11 @@ def run(
 def measured(own: Recipe, store: Store) -> dict[str, Mapping[str, Any]]:
     """By task, the metrics of a trial's recipe that the store has; beside them the filter's counts."""
     artifacts = {line.task.name: line.artifact for line in plan.plan(own, store, tasks) if line.artifact}
-    metrics = {name: artifact.facts["metrics"] for name, artifact in artifacts.items() if name.startswith("trial/")}
+    metrics = {
+        name: one.facts["metrics"]
+        for name, one in artifacts.items()
+        if name.startswith(("trial/kept/", "trial/student/"))
+    }
     decided = artifacts["filter/0"]
     told = ("rule", "threshold", "guarantee", "n_kept", "kept_by_class", "reasons")
     return {**metrics, "filter": {key: decided.facts[key] for key in told} | {"n_sampled": decided.manifest["rows"]}}
