@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ray
+from ray._private.state import state
 from ray.exceptions import RayTaskError
 from ray.train import WorkerGroupError
 
-from pipeline.config import Recipe
+from pipeline.config import Market, Recipe
 
 # A fit holds its CPU slot for minutes while Ray Data's reads and writes need one for milliseconds: with no slot
 # to spare they would wait for each other (ray#44687 hangs without an error). So a laptop offers two more slots
@@ -62,12 +63,18 @@ def unwrapped() -> Iterator[None]:
         raise next(iter(error.worker_failures.values())) from error
 
 
+def market_labels(market: Market | None) -> dict[str, str] | None:
+    """The label that a worker's node must have, by Ray's name for it; none for any node."""
+    return {"ray.io/market-type": market} if market else None
+
+
 def preflight(recipe: Recipe) -> None:
     """Check that every pool of actors and every group of workers fits the cluster's slots.
 
     Raises: ClusterError naming the step, what it wants and what there is.
     """
-    slots = ray.cluster_resources()
+    # What an autoscaler may start counts as there; without one, Ray knows no limits.
+    slots = state.get_max_resources_from_cluster_config() or ray.cluster_resources()
     for where, n, cpus, gpus in demands(recipe):
         for kind, wanted in (("CPU", n * cpus), ("GPU", n * gpus)):
             there = slots.get(kind, 0.0)

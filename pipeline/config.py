@@ -23,6 +23,7 @@ Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 
 SPLITS = ("train", "identify", "audit", "control", "test")
 Split = Literal["train", "identify", "audit", "control", "test"]
+Market = Literal["spot", "on-demand"]
 Rule = Literal["fixed", "percentile", "recall", "fdr", "none"]
 
 
@@ -252,6 +253,8 @@ class Generator(Section):
     """CPU slots of one worker; on CPU its threads too."""
     gpu: bool = False
     """Whether each worker takes a GPU."""
+    market: Market | None = None
+    """Kind of node to run on, by its label `ray.io/market-type`; none is any. Spot nodes may go at any time."""
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
@@ -330,6 +333,8 @@ class Identify(Section):
     """CPU slots of one training task."""
     gpu: bool = False
     """Whether a training task takes a GPU."""
+    market: Market | None = None
+    """Kind of node to run on, by its label `ray.io/market-type`; none is any. Spot nodes may go at any time."""
 
 
 class Sample(Section):
@@ -359,6 +364,8 @@ class Sample(Section):
     """CPU slots of one actor."""
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of one actor."""
+    market: Market | None = None
+    """Kind of node to run on, by its label `ray.io/market-type`; none is any. Spot nodes may go at any time."""
 
     @model_validator(mode="after")
     def _pool(self) -> Self:
@@ -382,6 +389,8 @@ class Score(Section):
     """CPU slots of one actor."""
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of one actor."""
+    market: Market | None = None
+    """Kind of node to run on, by its label `ray.io/market-type`; none is any. Spot nodes may go at any time."""
 
 
 class FixedRule(Section):

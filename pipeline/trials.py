@@ -63,7 +63,7 @@ def recipe_of(recipe: Recipe, settings: Settings, rung: int, seed_offset: int = 
 
 def trainable(work: Work, rung: int, settings_of: Mapping[int, Settings]) -> Callable[[Settings], None]:
     """What Ray Tune calls with a trial's settings, or with the number of a chosen trial."""
-    recipe, store_uri, bar = work.recipe, work.draft.store.uri, work.bar
+    recipe, store, bar = work.recipe, work.draft.store, work.bar
     names = STUDENT if rung else KEPT
     if rung == LAST:
         names = (*names, "trial/student/test")
@@ -74,7 +74,7 @@ def trainable(work: Work, rung: int, settings_of: Mapping[int, Settings]) -> Cal
         tune.report({"rung": rung} | dict.fromkeys(proposals.OBJECTIVES, math.nan))
         job = given.get("job")
         settings, seed_offset = (settings_of[job["number"]], job["seed_offset"]) if job else (given, 0)
-        own, store = recipe_of(recipe, settings, rung, seed_offset), Store(store_uri)
+        own = recipe_of(recipe, settings, rung, seed_offset)
         plan.run(own, store, names, Silence(), tasks)
         found = measured(own, store)
         values = {key: saved["value"] for key, saved in found[names[-1]].items()}
