@@ -4,13 +4,17 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test chaos lint clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m jobs.all jobs/recipes/phantom.yaml --store runs/demo
 
 test: $(VENV)/.installed-test lint
 	$(RUN) -m pytest
+
+# Kills a process at twenty moments; what each cost is told. About fifteen minutes.
+chaos: $(VENV)/.installed-test
+	$(RUN) -m pytest tests/test_chaos.py -m slow
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .

@@ -161,6 +161,14 @@ class Draft:
         with explained_disk(self.folder):
             pq.write_table(table, self.folder / f"{name}.parquet", compression="zstd")
 
+    def write_source(self, table: pa.Table) -> str:
+        """Write rows for workers wherever they are; the address, which `commit` removes."""
+        path = f"{self.store.root}/{self.work_path}"
+        self.store.fs.create_dir(path, recursive=True)
+        with explained_disk(path):
+            pq.write_table(table, f"{path}/source.parquet", filesystem=self.store.fs, compression="zstd")
+        return self.store.uri_below(f"{self.work_path}/source.parquet")
+
 
 class Store:
     """A folder or bucket prefix that holds artifacts of every recipe that was run on it."""
@@ -182,6 +190,10 @@ class Store:
             self.local_root = Path(text).resolve()
             self.fs, self.root, self.uri = pafs.LocalFileSystem(), str(self.local_root), str(self.local_root)
         self._downloads: dict[Key, Path] = {}
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        """Another process, perhaps on another machine, opens the store anew; what was fetched here is not there."""
+        return Store, (self.uri + self._options,)
 
     def path_of(self, key: Key) -> str:
         """Path within the store's filesystem."""

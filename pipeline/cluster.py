@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
+from ray._private.state import state
 from ray.exceptions import RayTaskError
 from ray.train import WorkerGroupError
 
-from pipeline.config import Recipe
+from pipeline.config import Market, Recipe
 
 # A fit holds its CPU slot for minutes while Ray Data's reads and writes need one for milliseconds: with no slot
 # to spare they would wait for each other (ray#44687 hangs without an error). So a laptop offers two more slots
@@ -63,12 +64,18 @@ def unwrapped() -> Iterator[None]:
         raise next(iter(error.worker_failures.values())) from error
 
 
+def market_labels(market: Market | None) -> dict[str, str] | None:
+    """The label that a worker's node must have, by Ray's name for it; none for any node."""
+    return {"ray.io/market-type": market} if market else None
+
+
 def preflight(recipe: Recipe) -> None:
     """Check that every pool of actors and every group of workers fits the cluster's slots.
 
     Raises: ClusterError naming the step, what it wants and what there is.
     """
-    slots = ray.cluster_resources()
+    # What an autoscaler may start counts as there; without one, Ray knows no limits.
+    slots = state.get_max_resources_from_cluster_config() or ray.cluster_resources()
     for where, n, cpus, gpus in demands(recipe):
         for kind, wanted in (("CPU", n * cpus), ("GPU", n * gpus)):
             there = slots.get(kind, 0.0)
@@ -105,6 +112,8 @@ class Place(NamedTuple):
     """CPU slots of one worker."""
     gpus: float = 0.0
     """GPUs of one worker."""
+    market: Market | None = None
+    """Kind of node; none is any."""
 
     @property
     def all_gpus(self) -> float:
@@ -123,16 +132,17 @@ def place(recipe: Recipe, task: str) -> Place:
     if word in ("teach", "distill"):
         section = recipe.teach if word == "teach" else recipe.distill
         cpus = 1.0 if part == "latents" else section.cpus_per_worker
-        return Place(max(1, section.workers), cpus, float(section.gpu))
+        return Place(max(1, section.workers), cpus, float(section.gpu), section.market)
     if word == "sample" or part == "student_images":
         sample = recipe.sample
-        return Place(max(1, sample.actors), sample.cpus_per_actor, sample.gpus_per_actor)
+        return Place(max(1, sample.actors), sample.cpus_per_actor, sample.gpus_per_actor, sample.market)
     if task == "score/gallery":  # one task, without a GPU
         return Place(cpus=recipe.score.cpus_per_actor)
     if word == "score" or part == "student_scores":
-        return Place(max(1, recipe.score.actors), recipe.score.cpus_per_actor, recipe.score.gpus_per_actor)
+        score = recipe.score
+        return Place(max(1, score.actors), score.cpus_per_actor, score.gpus_per_actor, score.market)
     if word == "identify":
-        return Place(1, recipe.identify.cpus, float(recipe.identify.gpu))
+        return Place(1, recipe.identify.cpus, float(recipe.identify.gpu), recipe.identify.market)
     return Place(recipe.ingest.actors if word == "ingest" else 1)
 
 

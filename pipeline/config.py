@@ -23,6 +23,7 @@ Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 
 SPLITS = ("train", "identify", "audit", "control", "test")
 Split = Literal["train", "identify", "audit", "control", "test"]
+Market = Literal["spot", "on-demand"]
 Rule = Literal["fixed", "percentile", "recall", "fdr", "none"]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -253,6 +254,8 @@ class Generator(Section):
     """CPU slots of one worker; on CPU its threads too."""
     gpu: bool = False
     """Whether each worker takes a GPU."""
+    market: Market | None = None
+    """Kind of node to run on, by its label `ray.io/market-type`; none is any. Spot nodes may go at any time."""
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
@@ -331,6 +334,8 @@ class Identify(Section):
     """CPU slots of one training task."""
     gpu: bool = False
     """Whether a training task takes a GPU."""
+    market: Market | None = None
+    """Kind of node to run on, by its label `ray.io/market-type`; none is any. Spot nodes may go at any time."""
 
 
 class Sample(Section):
@@ -360,6 +365,8 @@ class Sample(Section):
     """CPU slots of one actor."""
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of one actor."""
+    market: Market | None = None
+    """Kind of node to run on, by its label `ray.io/market-type`; none is any. Spot nodes may go at any time."""
 
     @model_validator(mode="after")
     def _pool(self) -> Self:
@@ -383,6 +390,8 @@ class Score(Section):
     """CPU slots of one actor."""
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of one actor."""
+    market: Market | None = None
+    """Kind of node to run on, by its label `ray.io/market-type`; none is any. Spot nodes may go at any time."""
 
 
 class FixedRule(Section):

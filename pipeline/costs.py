@@ -102,7 +102,7 @@ def forecast(
     items = []
     for line in lines:
         name, place = line.task.name, places[line.task.name]
-        there = nodes.of(line.task.word, takes_gpu=bool(place.gpus))
+        there = nodes.of(line.task.word, takes_gpu=bool(place.gpus), market=place.market)
         kinds = frozenset(group.accelerator for group in there.values() if group.accelerator)
         found = None if line.artifact else measured.timing(name, work[name], place, known, kinds)
         size = stored_bytes(name, made), checkpoint_bytes(name, made)

@@ -21,6 +21,9 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from pipeline.cluster import market_labels
+from pipeline.config import Market
+from pipeline.folders import Folder
 from pipeline.generators.training import Fit
 from pipeline.progress import Bar
 from pipeline.rows import read_rows
@@ -37,6 +40,7 @@ class Group:
     workers: int = 1
     cpus: float = 1.0
     gpu: bool = False
+    market: Market | None = None
 
 
 class Place(NamedTuple):
@@ -93,7 +97,10 @@ def train_on_rows(
         _loop,
         train_loop_config=config,
         scaling_config=train.ScalingConfig(
-            num_workers=group.workers, use_gpu=group.gpu, resources_per_worker={"CPU": group.cpus}
+            num_workers=group.workers,
+            use_gpu=group.gpu,
+            resources_per_worker={"CPU": group.cpus},
+            label_selector=market_labels(group.market),
         ),
         run_config=train.RunConfig(
             name="train",
@@ -110,18 +117,29 @@ def train_on_rows(
     return Path(checkpoint.to_directory(tempfile.mkdtemp(prefix="pd-"))) / RESULT
 
 
-def small(function: Callable[..., Any], *arguments: Any, cpus: float = 1.0, gpu: bool = False) -> Any:
-    """The function's result, computed in one task on the cluster."""
-    threads = max(1, int(cpus))
+def small(function: Callable[..., Any], *arguments: Any, out: Path | None = None, group: Group | None = None) -> Any:
+    """The function's result, computed in one task on the cluster.
 
-    def with_threads(*values: Any) -> Any:
+    With `out`, the function writes to a folder that it is given under this name, and its files come back to there.
+    """
+    group = group or Group()
+    threads = max(1, int(group.cpus))
+
+    def with_threads(*values: Any) -> tuple[Any, Folder]:
         torch.set_num_threads(threads)
-        return function(*values)
+        if out is None:
+            return function(*values), Folder({})
+        with tempfile.TemporaryDirectory(prefix="pd-") as written:
+            return function(*values, out=Path(written)), Folder.of(Path(written))
 
     with_threads.__name__ = function.__name__
     # A trial of a study must not take the task into its own placement group, which is too small for it.
-    task = ray.remote(num_cpus=cpus, num_gpus=float(gpu), scheduling_strategy="DEFAULT")(with_threads)
-    return ray.get(task.remote(*arguments))
+    options: dict[str, Any] = {"scheduling_strategy": "DEFAULT", "label_selector": market_labels(group.market)}
+    task = ray.remote(num_cpus=group.cpus, num_gpus=float(group.gpu), **options)(with_threads)
+    result, files = ray.get(task.remote(*arguments))
+    if out is not None:
+        files.write(out)
+    return result
 
 
 def _in_process(config: Mapping[str, Any], rows_uri: str, group: Group) -> Path:

@@ -15,7 +15,8 @@ import pyarrow as pa
 import torch
 
 from pipeline import config, fit, images, rows
-from pipeline.artifact import folder_digest
+from pipeline.artifact import Artifact, folder_digest
+from pipeline.folders import Folder
 from pipeline.generators import autoencoder, denoiser, folder, text, training
 from pipeline.tables import with_images
 from pipeline.task import Made, Work
@@ -31,7 +32,7 @@ ENCODE_BATCH_ROWS = 256
 
 def fingerprinted(section: config.Generator) -> dict[str, Any]:
     """What of a section decides the model: not the size of a worker, and a folder by its content."""
-    told = section.model_dump(mode="json", exclude={"cpus_per_worker", "gpu", "seed_offset"})
+    told = section.model_dump(mode="json", exclude={"cpus_per_worker", "gpu", "market", "seed_offset"})
     del told["text"]["folder"]
     told["workers"] = max(1, told["workers"])  # one worker and none take the same steps
     return told | {"text_folder": folder_digest(section.text.folder)}
@@ -50,8 +51,7 @@ def fingerprinted_latents(section: config.Generator) -> dict[str, Any]:
 def make_latents(work: Work, section: config.Generator, table: pa.Table, seed: int) -> Made:
     """Fit the autoencoder and the tokenizer on the rows (row_id, prompt, image), and encode every row once."""
     draft = work.draft
-    draft.write_table(table.select(["row_id", "prompt", "image"]), "source")
-    source_uri = f"{draft.folder}/source.parquet"
+    source_uri = draft.write_source(table.select(["row_id", "prompt", "image"]))
     tokenizer = (
         text.train_tokenizer(table["prompt"].to_pylist(), section.text.max_tokens)
         if section.text.folder is None
@@ -63,13 +63,19 @@ def make_latents(work: Work, section: config.Generator, table: pa.Table, seed: i
     n_rows = rows.append_columns(
         source_uri,
         Encode,
-        {"section": section, "folder": draft.folder, "image_px": work.recipe.ingest.image_px, "seed": seed},
+        {
+            "section": section,
+            "folder": Folder.of(draft.folder, "vae", "tokenizer"),
+            "image_px": work.recipe.ingest.image_px,
+            "seed": seed,
+        },
         f"{draft.uri}/rows",
         work_uri=draft.work_uri,
-        pool=rows.Pool(section.workers, ENCODE_BATCH_ROWS, 4 * ENCODE_BATCH_ROWS, gpus=float(section.gpu)),
+        pool=rows.Pool(
+            section.workers, ENCODE_BATCH_ROWS, 4 * ENCODE_BATCH_ROWS, gpus=float(section.gpu), market=section.market
+        ),
         bar=work.bar,
     )
-    (draft.folder / "source.parquet").unlink()
     return Made({"vocabulary": len(tokenizer)}, n_rows)
 
 
@@ -78,7 +84,7 @@ def make_pipeline(work: Work, section: config.Generator, latents: str, seed: int
     source = work.inputs[latents]
     trained = fit.train_on_rows(
         DenoiserTrainee,
-        {"section": section, "parts": source.local(), "seed": seed},
+        {"section": section, "source": source, "seed": seed},
         f"{source.uri}/rows",
         group=_group(section),
         checkpoint_images=section.checkpoint_images,
@@ -95,9 +101,10 @@ def make_pipeline(work: Work, section: config.Generator, latents: str, seed: int
 class Encode:
     """Row worker: an image's latent and its prompt's token ids, or its embeddings if the encoder is frozen."""
 
-    def __init__(self, section: config.Generator, folder: Path, image_px: int, seed: int):
-        self._section, self._autoencoder = section, autoencoder.load(folder / "vae")
-        self._tokenizer = text.load_tokenizer(folder / "tokenizer", section.text.max_tokens)
+    def __init__(self, section: config.Generator, folder: Folder, image_px: int, seed: int):
+        parts = folder.local()
+        self._section, self._autoencoder = section, autoencoder.load(parts / "vae")
+        self._tokenizer = text.load_tokenizer(parts / "tokenizer", section.text.max_tokens)
         self._frozen = section.text.folder is not None and not section.text.train
         channels = self._autoencoder.config["in_channels"]
         self.reads = with_images(pa.schema([("row_id", pa.string()), ("prompt", pa.string())]), image_px, channels)
@@ -130,11 +137,11 @@ class Encode:
 class DenoiserTrainee:
     """Trains the denoiser, and its text encoder if that one learns too, on latents."""
 
-    def __init__(self, table: pa.Table, *, place: fit.Place, section: config.Generator, parts: Path, seed: int):
-        self._parts, self._section, device = parts, section, place.device
+    def __init__(self, table: pa.Table, *, place: fit.Place, section: config.Generator, source: Artifact, seed: int):
+        self._parts, self._section, device = source.local(), section, place.device
         self._latents = _tensor(table["latent"], device)
         self._text, self._mask = _tensor(table["text"], device), _tensor(table["mask"], device)
-        self._tokenizer = text.load_tokenizer(parts / "tokenizer", section.text.max_tokens)
+        self._tokenizer = text.load_tokenizer(self._parts / "tokenizer", section.text.max_tokens)
         encoder = text.build_encoder(section.text, self._tokenizer, section.denoiser.kind, seed)
         model = denoiser.build(
             section.denoiser, self._latents.shape[1], self._latents.shape[2], text.width(encoder), seed
@@ -192,7 +199,7 @@ class AutoencoderTrainee:
 def _fit_autoencoder(work: Work, section: config.Generator, pixels: np.ndarray, source_uri: str, seed: int) -> None:
     out = work.draft.folder / "vae"
     if section.autoencoder.kind != "kl":
-        fit.small(_computed_autoencoder, section.autoencoder, pixels, seed, out)
+        fit.small(_computed_autoencoder, section.autoencoder, pixels, seed, out=out)
         return
     trained = fit.train_on_rows(
         AutoencoderTrainee,
@@ -211,7 +218,7 @@ def _computed_autoencoder(cfg: config.Autoencoder, pixels: np.ndarray, seed: int
 
 
 def _group(section: config.Generator) -> fit.Group:
-    return fit.Group(section.workers, section.cpus_per_worker, section.gpu)
+    return fit.Group(section.workers, section.cpus_per_worker, section.gpu, section.market)
 
 
 def _column(values: torch.Tensor) -> pa.ExtensionArray:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from pipeline.config import ConfigError, Count, NonNegativeInt, Positive, Section, validated
+from pipeline.config import ConfigError, Count, Market, NonNegativeInt, Positive, Section, validated
 
 Word = Literal["ingest", "teach", "identify", "sample", "score", "filter", "distill", "evaluate", "release", "report"]
 Price = Annotated[float, Field(ge=0)]
@@ -62,14 +62,15 @@ class Nodes(Section):
                 raise ValueError(f"groups.{name}: accelerator {group.accelerator} needs gpus, got 0")
         return self
 
-    def of(self, word: str, *, takes_gpu: bool) -> dict[str, Group]:
+    def of(self, word: str, *, takes_gpu: bool, market: Market | None = None) -> dict[str, Group]:
         """Groups that a task of a step occupies: those that hold it, and those that are there for all steps.
 
         One that takes no GPU is put on nodes without, if its step has such, as in cluster.yaml.
         """
         there = {name: group for name, group in self.groups.items() if not group.steps or word in group.steps}
-        fitting = [name for name, group in there.items() if group.cpus and bool(group.gpus) == takes_gpu]
-        return {name: group for name, group in there.items() if not group.steps or name in (fitting or there)}
+        wanted = [name for name, group in there.items() if market is None or group.spot == (market == "spot")]
+        fitting = [name for name in wanted if there[name].cpus and bool(there[name].gpus) == takes_gpu]
+        return {name: group for name, group in there.items() if not group.steps or name in (fitting or wanted)}
 
 
 class Throughput(Section):

@@ -30,6 +30,7 @@ def search(recipe: Recipe, earlier: Sequence[Outcome]) -> OptunaSearch:
 
     Source: multi-objective TPE, Ozaki et al., GECCO 2020, doi:10.1145/3377930.3389817, as in Optuna.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # its news would run through the live view
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, study_name=STUDY, directions=DIRECTIONS)
     for outcome in earlier:

@@ -19,6 +19,8 @@ from ray.data import ActorPoolStrategy, SaveMode
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.checkpoint.checkpoint_writer import PENDING_CHECKPOINT_SUFFIX
 
+from pipeline.cluster import market_labels
+from pipeline.config import Market
 from pipeline.progress import Bar
 from pipeline.tables import SchemaError, require
 
@@ -42,6 +44,7 @@ class Pool:
     min_actors: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
+    market: Market | None = None
 
 
 def append_columns(
@@ -95,6 +98,7 @@ def _stream(
         compute=ActorPoolStrategy(min_size=pool.min_actors, max_size=pool.max_actors, initial_size=pool.max_actors),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
+        label_selector=market_labels(pool.market),
     ).write_parquet(out_uri, mode=SaveMode.APPEND)
 
 

@@ -18,6 +18,7 @@ from pipeline import measures, package, records
 from pipeline.artifact import Artifact
 from pipeline.cohorts import text
 from pipeline.config import Recipe, TextEncoder
+from pipeline.folders import Folder
 from pipeline.generators.text import load_tokenizer
 from pipeline.privacy import leaks
 from pipeline.workers import ScoreImages
@@ -37,6 +38,11 @@ def scan_text(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path) -> d
     prompts = inputs["filter"].table("kept", ["prompt"])["prompt"].to_pylist()
     allowed = [*sorted(set(prompts)), *package.templates(), *_pretrained_vocabulary(recipe.distill.text)]
     return dict(Counter(leak.kind for leak in leaks.scan_files(folder, secrets(recipe, inputs["ingest"]), allowed)))
+
+
+def scan_page(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Folder) -> dict[str, int]:
+    """The same for what was written on another machine."""
+    return scan_text(recipe, inputs, folder.local())
 
 
 def secrets(recipe: Recipe, ingest: Artifact) -> dict[leaks.Kind, Iterable[str]]:
@@ -76,6 +82,6 @@ def _flags(
     scores = inputs["score/unseen"].table(columns=[column], where=pc.field("row_id").isin(control.combine_chunks()))
     threshold = measures.control_threshold(scores[column].to_numpy(), recipe.evaluate.control_percentile)
     ingest = recipe.ingest
-    scorer = ScoreImages(inputs["score/gallery"].local(), recipe.score, ingest.image_px, ingest.channels)
+    scorer = ScoreImages(inputs["score/gallery"], recipe.score, ingest.image_px, ingest.channels)
     batch = pa.table({"row_id": [str(i) for i in range(len(released))], "image": records.image_column(released)})
     return scorer(batch)[column].to_numpy() >= threshold

@@ -63,7 +63,7 @@ def recipe_of(recipe: Recipe, settings: Settings, rung: int, seed_offset: int = 
 
 def trainable(work: Work, rung: int, settings_of: Mapping[int, Settings]) -> Callable[[Settings], None]:
     """What Ray Tune calls with a trial's settings, or with the number of a chosen trial."""
-    recipe, store_uri, bar = work.recipe, work.draft.store.uri, work.bar
+    recipe, store, bar = work.recipe, work.draft.store, work.bar
     names = STUDENT if rung else KEPT
     if rung == LAST:
         names = (*names, "trial/student/test")
@@ -74,7 +74,7 @@ def trainable(work: Work, rung: int, settings_of: Mapping[int, Settings]) -> Cal
         tune.report({"rung": rung} | dict.fromkeys(proposals.OBJECTIVES, math.nan))
         job = given.get("job")
         settings, seed_offset = (settings_of[job["number"]], job["seed_offset"]) if job else (given, 0)
-        own, store = recipe_of(recipe, settings, rung, seed_offset), Store(store_uri)
+        own = recipe_of(recipe, settings, rung, seed_offset)
         plan.run(own, store, names, Silence(), tasks)
         found = measured(own, store)
         values = {key: saved["value"] for key, saved in found[names[-1]].items()}
@@ -121,7 +121,11 @@ def run(
 def measured(own: Recipe, store: Store) -> dict[str, Mapping[str, Any]]:
     """By task, the metrics of a trial's recipe that the store has; beside them the filter's counts."""
     artifacts = {line.task.name: line.artifact for line in plan.plan(own, store, tasks) if line.artifact}
-    metrics = {name: artifact.facts["metrics"] for name, artifact in artifacts.items() if name.startswith("trial/")}
+    metrics = {
+        name: one.facts["metrics"]
+        for name, one in artifacts.items()
+        if name.startswith(("trial/kept/", "trial/student/"))
+    }
     decided = artifacts["filter/0"]
     told = ("rule", "threshold", "guarantee", "n_kept", "kept_by_class", "reasons")
     return {**metrics, "filter": {key: decided.facts[key] for key in told} | {"n_sampled": decided.manifest["rows"]}}

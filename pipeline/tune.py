@@ -24,6 +24,7 @@ from pipeline import explorer, fit, front, generator, plan, proposals, scan, tri
 from pipeline.artifact import Artifact, ArtifactError, Store
 from pipeline.config import LOCAL_MLFLOW, ConfigError, Recipe, canonical, changed
 from pipeline.explorer import Explorer
+from pipeline.folders import Folder
 from pipeline.outcomes import PARAMETERS, Outcome, Settings, outcomes_of, own_settings, point
 from pipeline.progress import Silence
 from pipeline.steps import trial
@@ -139,7 +140,7 @@ def make_answer(work: Work) -> Made:
     }
     (folder / "summary.json").write_text(json.dumps(body, indent=1, allow_nan=False))
     kept = _kept(work, next(one for one in found.tried if one.kept))
-    leaks = fit.small(scan.scan_text, work.recipe, {**work.inputs, "filter": kept}, folder)
+    leaks = fit.small(scan.scan_page, work.recipe, {**work.inputs, "filter": kept}, Folder.of(folder))
     if leaks:
         raise LeakError(f"public explorer: want no secret, got {leaks} — see which text of the recipe holds one")
     return Made({"answer": found.sentence, "recommended": found.recommended, "front": list(found.on_front)})

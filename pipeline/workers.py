@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -23,9 +21,9 @@ class SampleImages:
 
     reads = pa.schema([("row_id", pa.string()), ("seed", pa.int64()), ("prompt", pa.string())])
 
-    def __init__(self, pipeline: Path, sample: config.Sample, image_px: int, channels: int):
+    def __init__(self, generator: Artifact, sample: config.Sample, image_px: int, channels: int):
         torch.set_num_threads(max(1, int(sample.cpus_per_actor)))
-        self._sampler = Sampler(pipeline, sample, _device(sample.gpus_per_actor))
+        self._sampler = Sampler(generator.local() / "pipeline", sample, _device(sample.gpus_per_actor))
         self.adds = with_images(pa.schema([]), image_px, channels)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -39,13 +37,14 @@ class ScoreImages:
     Both are read off in one pass over the images; no filter rule ever sees the auditor's column.
     """
 
-    def __init__(self, gallery: Path, score: config.Score, image_px: int, channels: int):
+    def __init__(self, gallery: Artifact, score: config.Score, image_px: int, channels: int):
         torch.set_num_threads(max(1, int(score.cpus_per_actor)))
         device = _device(score.gpus_per_actor)
         self._score = score
-        self._models = [networks.load(gallery / name).to(device) for name in NETWORKS]
-        self._originals = leaks.Originals.of(images.array(pq.read_table(gallery / "images.parquet")["image"]))
-        self._galleries = [matching.Gallery.load(gallery / f"{name}_embeddings.parquet") for name in NETWORKS]
+        folder = gallery.local()
+        self._models = [networks.load(folder / name).to(device) for name in NETWORKS]
+        self._originals = leaks.Originals.of(images.array(pq.read_table(folder / "images.parquet")["image"]))
+        self._galleries = [matching.Gallery.load(folder / f"{name}_embeddings.parquet") for name in NETWORKS]
         self.reads = with_images(pa.schema([("row_id", pa.string())]), image_px, channels)
         self.adds = pa.schema([*list(SCORES)[1:], *list(AUDIT_SCORES)[1:]])
 
@@ -72,9 +71,9 @@ def sample_plan(work: Work, plan: pa.Table, generator: Artifact) -> Made:
     sample, draft = work.recipe.sample, work.draft
     draft.write_table(plan, "plan")
     n_rows = rows.append_columns(
-        f"{draft.folder}/plan.parquet",
+        draft.write_source(plan),
         SampleImages,
-        {"pipeline": generator.local() / "pipeline", "sample": sample, **_shape(work)},
+        {"generator": generator, "sample": sample, **_shape(work)},
         f"{draft.uri}/rows",
         work_uri=draft.work_uri,
         pool=rows.Pool(
@@ -84,6 +83,7 @@ def sample_plan(work: Work, plan: pa.Table, generator: Artifact) -> Made:
             sample.min_actors,
             sample.cpus_per_actor,
             sample.gpus_per_actor,
+            sample.market,
         ),
         bar=work.bar,
     )
@@ -96,11 +96,16 @@ def score_rows(work: Work, source_uri: str, gallery: Artifact) -> Made:
     n_rows = rows.append_columns(
         source_uri,
         ScoreImages,
-        {"gallery": gallery.local(), "score": score, **_shape(work)},
+        {"gallery": gallery, "score": score, **_shape(work)},
         f"{work.draft.uri}/rows",
         work_uri=work.draft.work_uri,
         pool=rows.Pool(
-            score.actors, score.batch_size, score.block_rows, cpus=score.cpus_per_actor, gpus=score.gpus_per_actor
+            score.actors,
+            score.batch_size,
+            score.block_rows,
+            cpus=score.cpus_per_actor,
+            gpus=score.gpus_per_actor,
+            market=score.market,
         ),
         bar=work.bar,
     )

@@ -241,7 +241,7 @@ def test_nodes_are_paid_for_while_a_task_is_on_them_in_equal_parts() -> None:
     assert found["teach"].gpu_hours == pytest.approx(10 * 8 / 3600) and found["score"].gpu_hours == 0
 
 
-def test_a_task_without_a_gpu_goes_to_nodes_without_if_its_step_has_such() -> None:
+def test_a_task_goes_to_the_nodes_of_its_step_that_are_of_its_kind() -> None:
     both = nodes.nodes(
         "{groups: {gpu: {cpus: 4, gpus: 1, price_per_hour: 1, steps: [evaluate]},"
         " cpu: {cpus: 4, price_per_hour: 1, steps: [evaluate]}}}"
@@ -249,6 +249,11 @@ def test_a_task_without_a_gpu_goes_to_nodes_without_if_its_step_has_such() -> No
     assert list(both.of("evaluate", takes_gpu=False)) == ["cpu"] and list(both.of("evaluate", takes_gpu=True)) == [
         "gpu"
     ]
+    spot = nodes.nodes(
+        "{groups: {a: {cpus: 4, gpus: 1, price_per_hour: 1, spot: true, steps: [teach]},"
+        " b: {cpus: 4, gpus: 1, price_per_hour: 1, steps: [teach]}}}"
+    )
+    assert list(spot.of("teach", takes_gpu=True, market="on-demand")) == ["b"]
     one = nodes.nodes("{groups: {gpu: {cpus: 4, gpus: 1, price_per_hour: 1}}}")
     assert list(one.of("evaluate", takes_gpu=False)) == ["gpu"]
 

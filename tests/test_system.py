@@ -132,7 +132,7 @@ def test_a_planted_copy_of_a_real_image_is_the_surest_match_and_is_dropped(
 ) -> None:
     train = records.of_split(artifacts["ingest"], "train")
     unseen = records.of_split(artifacts["ingest"], "test")
-    scorer = ScoreImages(artifacts["score/gallery"].local(), recipe.score, recipe.ingest.image_px, 1)
+    scorer = ScoreImages(artifacts["score/gallery"], recipe.score, recipe.ingest.image_px, 1)
     batch = {"row_id": ["planted", "unseen"]}
     planted = np.stack([train.images[7], unseen.images[0]])
     scored = scorer(pa.table(batch | {"image": records.image_column(planted)})).to_pylist()

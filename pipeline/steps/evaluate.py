@@ -161,7 +161,7 @@ def make_encoder(work: Work) -> Made:
     else:
         cfg = Classifier.model_validate(section.classifier.model_dump() | {"steps": section.encoder_steps})
         data = records.of_split(work.inputs["ingest"], "identify")
-        fit.small(_classifier, cfg, data.images, data.labels, work.recipe.seed, work.draft.folder, work.bar)
+        fit.small(_classifier, cfg, data.images, data.labels, work.recipe.seed, work.bar, out=work.draft.folder)
     return Made({"encoder": classifier.name(classifier.load(work.draft.folder / "classifier"))})
 
 
@@ -203,7 +203,13 @@ def _arm(
     n = min(round(factor * min(section.n_train, ingest.facts["images_by_split"]["train"])), len(pixels))
     chosen = np.sort(numpy_generator(work.recipe.seed, "arm").permutation(len(pixels))[:n])
     fit.small(
-        _classifier, section.classifier, pixels[chosen], labels[chosen], work.recipe.seed, work.draft.folder, work.bar
+        _classifier,
+        section.classifier,
+        pixels[chosen],
+        labels[chosen],
+        work.recipe.seed,
+        work.bar,
+        out=work.draft.folder,
     )
     test = records.of_split(ingest, "test")
     predicted = classifier.predict(classifier.load(work.draft.folder / "classifier"), test.images)
@@ -213,7 +219,7 @@ def _arm(
 
 
 def _classifier(
-    cfg: config.Classifier, pixels: np.ndarray, labels: np.ndarray, seed: int, out: Path, bar: Bar
+    cfg: config.Classifier, pixels: np.ndarray, labels: np.ndarray, seed: int, bar: Bar, out: Path
 ) -> None:
     bar.begin(cfg.steps)
     model = classifier.fit(
@@ -227,13 +233,13 @@ def make_changed(work: Work) -> Made:
     train = records.of_split(work.inputs["ingest"], "train")
     order = numpy_generator(work.recipe.seed, "changed").permutation(len(train.images))
     probes = records.take(train, np.sort(order[: work.recipe.release.conditions.n_probe]))
-    folders = {name: work.inputs[name].local() for name in ("teach/latents", "teach", "score/gallery")}
-    table = fit.small(_changed, work.recipe, probes, folders)
+    table = fit.small(_changed, work.recipe, probes, dict(work.inputs))
     work.draft.write_table(table)
     return Made({}, len(table))
 
 
-def _changed(recipe: Recipe, probes: Records, folders: Mapping[str, Path]) -> pa.Table:
+def _changed(recipe: Recipe, probes: Records, inputs: Mapping[str, Artifact]) -> pa.Table:
+    folders = {name: inputs[name].local() for name in ("teach/latents", "teach", "score/gallery")}
     vae = autoencoder.load(folders["teach/latents"] / "vae")
     generator = torch_generator(recipe.seed, "changed copies")
     pixels = images.to_torch(probes.images)

@@ -79,10 +79,9 @@ def make(work: Work) -> Made:
         name,
         records.of_split(ingest, SPLIT_OF[name]),
         records.of_split(ingest, other),
-        work.draft.folder / "network",
         work.bar,
-        cpus=section.cpus,
-        gpu=section.gpu,
+        out=work.draft.folder,
+        group=fit.Group(1, section.cpus, section.gpu, section.market),
     )
     auc = metrics["verification_auc"]
     if auc.low < section.auc_floor and section.below_floor == "stop":
@@ -95,7 +94,7 @@ def make(work: Work) -> Made:
     return Made({"metrics": {key: value.as_dict() for key, value in metrics.items()}})
 
 
-def _train(recipe: Recipe, name: str, seen: Records, unseen: Records, out: Path, bar: Bar) -> dict[str, Estimate]:
+def _train(recipe: Recipe, name: str, seen: Records, unseen: Records, bar: Bar, out: Path) -> dict[str, Estimate]:
     section = recipe.identify
     network: config.Network = getattr(section, name)
     seed = row_seed(recipe.seed + network.seed_offset, "identify", name)
@@ -112,7 +111,7 @@ def _train(recipe: Recipe, name: str, seen: Records, unseen: Records, out: Path,
         initial=networks.load(network.warm_start) if network.warm_start else None,
         device=device,
     )
-    model.save(out)
+    model.save(out / "network")
     verified = verification.verification(
         model,
         unseen.images,

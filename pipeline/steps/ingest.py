@@ -142,9 +142,8 @@ def _split(listed: pa.Table, ingest: Ingest, seed: int) -> tuple[pa.Table, pa.Ta
 def _read_pixels(work: Work, listed: pa.Table) -> pa.Table:
     """Write table `images`; the rows whose pixels cannot be used, with the reason."""
     ingest, draft = work.recipe.ingest, work.draft
-    draft.write_table(listed.select(["row_id", "source"]), "source")
     rows.append_columns(
-        f"{draft.folder}/source.parquet",
+        draft.write_source(listed.select(["row_id", "source"])),
         ReadPixels,
         {"ingest": ingest},
         f"{draft.uri}/images",
@@ -152,7 +151,6 @@ def _read_pixels(work: Work, listed: pa.Table) -> pa.Table:
         pool=rows.Pool(ingest.actors, ingest.batch_rows, 8 * ingest.batch_rows),
         bar=work.bar,
     )
-    (draft.folder / "source.parquet").unlink()
     outcome = read_table(draft.store.fs, f"{draft.store.path_of(draft.key)}/images", ["row_id", "reject", "digest"])
     patient_of = dict(zip(listed["row_id"].to_pylist(), listed["patient"].to_pylist(), strict=True))
     reasons = _pixel_reasons(outcome.to_pylist(), patient_of)

@@ -8,7 +8,7 @@ first and the last read `releasable/` and nothing else.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline import fit, package, scan
@@ -60,9 +60,11 @@ def make_candidate(work: Work) -> Made:
 
 def make_scan(work: Work) -> Made:
     """Search the candidate; only counts by kind leave this task."""
-    candidate = work.inputs["release/candidate"].local() / "package"
-    found = fit.small(scan.scan_package, work.recipe, dict(work.inputs), candidate)
-    return Made({"n_leaks": found})
+    return Made({"n_leaks": fit.small(_scan, work.recipe, dict(work.inputs))})
+
+
+def _scan(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, int]:
+    return scan.scan_package(recipe, inputs, inputs["release/candidate"].local() / "package")
 
 
 def make(work: Work) -> Made:

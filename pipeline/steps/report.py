@@ -24,6 +24,7 @@ from pipeline import fit, images, records, scan
 from pipeline.artifact import Artifact
 from pipeline.config import Recipe
 from pipeline.estimate import Estimate
+from pipeline.folders import Folder
 from pipeline.privacy import matching, networks
 from pipeline.privacy.gate import Verdict
 from pipeline.report import Drop, LedgerRow, Pair, Private, Report, StepRow, render
@@ -69,7 +70,7 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
 def make(work: Work) -> Made:
     """Write the public edition; refuse if a secret is in it."""
     (work.draft.folder / "report.html").write_text(render(_report(work)))
-    found = fit.small(scan.scan_text, work.recipe, dict(work.inputs), work.draft.folder)
+    found = fit.small(scan.scan_page, work.recipe, dict(work.inputs), Folder.of(work.draft.folder))
     if found:
         raise LeakError(f"public report: want no secret in it, got {found} — see which text of the recipe holds one")
     return Made({})

@@ -15,7 +15,7 @@ VERSION = 1
 def round_tasks(recipe: Recipe, number: int) -> list[Task]:
     """`sample/<number>`: a `plan` of prompts and seeds, and its images in `rows`."""
     outcome = {"want_images", "max_rounds", "class_quota"}  # decide how many rounds, not what is in one
-    place = {"block_rows", "actors", "min_actors", "cpus_per_actor", "gpus_per_actor"}
+    place = {"block_rows", "actors", "min_actors", "cpus_per_actor", "gpus_per_actor", "market"}
     section = recipe.sample.model_dump(mode="json", exclude=outcome | place)
     short_of = (f"filter/{number - 1}",) if number and recipe.sample.class_quota else ()
     return [

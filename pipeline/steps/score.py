@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from pipeline import config, fit, images, records
+from pipeline.artifact import Artifact
 from pipeline.config import Recipe
 from pipeline.privacy import matching, networks
 from pipeline.records import Records
@@ -61,7 +62,7 @@ def round_tasks(recipe: Recipe, number: int) -> list[Task]:
 
 
 def _section(recipe: Recipe) -> dict[str, Any]:
-    place = {"actors", "cpus_per_actor", "gpus_per_actor", "block_rows"}
+    place = {"actors", "cpus_per_actor", "gpus_per_actor", "market", "block_rows"}
     return {"score": recipe.score.model_dump(mode="json", exclude=place)}
 
 
@@ -71,20 +72,20 @@ def make_gallery(work: Work) -> Made:
     Those of patients with several are scored against each other: what a match of one patient looks like.
     """
     train = records.of_split(work.inputs["ingest"], "train")
-    folders = {name: work.inputs[f"identify/{name}"].local() / "network" for name in NETWORKS}
-    section = work.recipe.score
-    same_patient = fit.small(_gallery, train, folders, section, work.draft.folder, cpus=section.cpus_per_actor)
+    trained = {name: work.inputs[f"identify/{name}"] for name in NETWORKS}
+    section, group = work.recipe.score, fit.Group(cpus=work.recipe.score.cpus_per_actor)
+    same_patient = fit.small(_gallery, train, trained, section, out=work.draft.folder, group=group)
     work.draft.write_table(same_patient, "same_patient")
     work.draft.write_table(pa.table({"row_id": train.row_ids, "image": records.image_column(train.images)}), "images")
     return Made({"patients": len(set(train.patients.tolist()))}, len(train.images))
 
 
-def _gallery(train: Records, folders: dict[str, Path], score: config.Score, out: Path) -> pa.Table:
+def _gallery(train: Records, trained: dict[str, Artifact], score: config.Score, out: Path) -> pa.Table:
     columns: dict[str, Any] = {}
     patients, sizes = train.table["patient_id"].to_pylist(), np.bincount(train.patients)
     several = np.flatnonzero(sizes[train.patients] > 1)
-    for name, folder in folders.items():
-        model = networks.load(folder)
+    for name, artifact in trained.items():
+        model = networks.load(artifact.local() / "network")
         model.save(out / name)
         gallery = matching.Gallery.of(model, train.images, patients, train.row_ids, score.batch_size)
         gallery.save(out / f"{name}_embeddings.parquet")
@@ -104,10 +105,7 @@ def make_unseen(work: Work) -> Made:
             "image": images.column(np.concatenate([part.images for part in parts])),
         }
     )
-    work.draft.write_table(source, "source")
-    made = score_rows(work, f"{work.draft.folder}/source.parquet", work.inputs["score/gallery"])
-    (work.draft.folder / "source.parquet").unlink()
-    return made
+    return score_rows(work, work.draft.write_source(source), work.inputs["score/gallery"])
 
 
 def make_round(work: Work) -> Made:
