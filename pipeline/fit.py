@@ -97,7 +97,7 @@ def train_on_rows(
     if not group.workers:
         return _in_process(config, rows_uri, group)
     fs, work = located(work_uri)
-    config["state"] = _taken_over(leftovers, fs, work)
+    config["state"] = taken_over(leftovers, fs, work)
     rows_fs, rows = located(rows_uri)
     trainer = TorchTrainer(
         _loop,
@@ -119,13 +119,22 @@ def train_on_rows(
     if checkpoint is None:
         raise RuntimeError(f"training under {work_uri} ended without a checkpoint")
     folder = Path(checkpoint.to_directory(tempfile.mkdtemp(prefix="pd-")))
-    # Ray Train uploads with pyarrow's `copy_files`, which says nothing of an upload to S3 that failed.
-    wanted = json.loads((folder / SIZES).read_text()) if (folder / SIZES).exists() else None
-    if wanted is None or wanted != {name: size for name, size in sizes(folder).items() if name in wanted}:
-        raise ArtifactError(
-            f"training under {work}: want the last checkpoint whole, got a part of it — run again, an upload failed"
-        )
+    require_whole(folder, work)
     return folder / RESULT
+
+
+def require_whole(folder: Path, where: str) -> None:
+    """Check a fetched checkpoint against its list of sizes: Ray Train uploads with pyarrow's `copy_files`, which says
+    nothing of an upload to S3 that failed.
+
+    Raises: ArtifactError if anything is missing.
+    """
+    there = sizes(folder)
+    wanted = json.loads((folder / SIZES).read_text()) if SIZES in there else {SIZES: None}
+    if not wanted.items() <= there.items():
+        raise ArtifactError(
+            f"training under {where}: want the last checkpoint whole, got a part of it — run again, an upload failed"
+        )
 
 
 def small(function: Callable[..., Any], *arguments: Any, cpus: float = 1.0, gpu: bool = False) -> Any:
@@ -142,7 +151,7 @@ def small(function: Callable[..., Any], *arguments: Any, cpus: float = 1.0, gpu:
     return ray.get(task.remote(*arguments))
 
 
-def _taken_over(leftovers: Sequence[str], fs: pafs.FileSystem, work: str) -> tuple[pafs.FileSystem, str] | None:
+def taken_over(leftovers: Sequence[str], fs: pafs.FileSystem, work: str) -> tuple[pafs.FileSystem, str] | None:
     """A copy of the latest state among other attempts: whoever wrote it may be alive, and remove it any time."""
     folders = [f"{located(uri)[1]}/train" for uri in leftovers]
     infos = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import TypeGuard
@@ -32,7 +33,8 @@ def publish(lines: Sequence[Line], store: Store) -> Metrics:
     store.fs.copy_file(f"{artifacts['report/custodian'].path}/report.html", f"{store.root}/report.html")
     release = f"{store.root}/release"
     if store.fs.get_file_info(release).type == pafs.FileType.Directory:
-        store.fs.delete_dir(release)
+        with contextlib.suppress(FileNotFoundError):  # another run on the same bucket was quicker
+            store.fs.delete_dir(release)
     if artifacts["release"].facts["written"]:
         package = f"{artifacts['release'].path}/package"
         pafs.copy_files(package, release, source_filesystem=store.fs, destination_filesystem=store.fs)

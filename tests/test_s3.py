@@ -24,6 +24,7 @@ from object_store import KEYS, Fault, Faults
 from running import RECIPE, ROOT
 from test_system import artifacts_of, assert_same
 
+from pipeline import fit, storage
 from pipeline.artifact import Artifact, ArtifactError, Draft, Key, Store
 from pipeline.config import read
 from pipeline.progress import Bar, Board
@@ -41,6 +42,7 @@ WRITES = """
 import sys, time
 from pathlib import Path
 import pyarrow as pa
+from pipeline import fit, storage
 from pipeline.artifact import Key, Store
 
 address, mark, gate = sys.argv[1], sys.argv[2], Path(sys.argv[3])
@@ -371,6 +373,32 @@ def test_a_file_of_another_attempt_that_was_cut_off_is_not_taken_over(address: s
     draft = store.draft(KEY, resumable=True)
     assert squared(source, draft) == N_ROWS
     assert store.commit(draft, {}).table()["square"].to_pylist() == [i * i for i in range(N_ROWS)]
+
+
+def test_training_goes_on_from_a_copy_of_the_latest_state_of_another_attempt(address: str) -> None:
+    store = Store(address)
+    dead = store.draft(KEY)
+    for number in (1, 2):
+        with store.fs.open_output_stream(
+            f"{store.root}/{dead.work_path}/train/checkpoint_{number}/{fit.STATE}"
+        ) as out:
+            out.write(f"state {number}".encode())
+        time.sleep(1.1)  # the store's clock ticks in seconds
+    draft = store.draft(KEY, resumable=True)
+    taken = fit.taken_over(draft.leftover_work_uris, store.fs, f"{store.root}/{draft.work_path}")
+    assert taken is not None and taken[1].startswith(f"{store.root}/{draft.work_path}/")
+    assert store.fs.open_input_stream(taken[1]).read() == b"state 2"
+    assert fit.taken_over([], store.fs, f"{store.root}/{draft.work_path}") is None
+
+
+@pytest.mark.parametrize("lost", ["weights", fit.SIZES])
+def test_a_checkpoint_of_which_a_part_did_not_arrive_is_not_taken_for_the_result(tmp_path: Path, lost: str) -> None:
+    (tmp_path / "weights").write_bytes(bytes(10))
+    (tmp_path / fit.SIZES).write_text(json.dumps(storage.sizes(tmp_path)))
+    fit.require_whole(tmp_path, "bucket/work")
+    (tmp_path / lost).unlink()
+    with pytest.raises(ArtifactError, match="bucket/work: want the last checkpoint whole"):
+        fit.require_whole(tmp_path, "bucket/work")
 
 
 def jobs(word: str, address: str, n: int) -> list[str]:
