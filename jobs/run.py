@@ -21,12 +21,14 @@ from pipeline.steps.filter import NothingKeptError
 from pipeline.steps.identify import WeakNetworkError
 from pipeline.steps.report import LeakError
 from pipeline.steps.trial import TrialError
+from pipeline.storage import StorageError, explained_storage
 from pipeline.tables import SchemaError
 
 LOG_WIDTH = 140
 LEAST_WIDTH = 110
 EXPLAINED = (
     ArtifactError,
+    StorageError,
     SplitError,
     CohortError,
     ConfigError,
@@ -48,8 +50,12 @@ def run(recipe: Recipe, store_uri: str, word: str | None, *, dry_run: bool) -> i
         recipe, words, listing, check = tune.study_of(recipe), tune.WORDS, tune.listing, tune.check
     try:
         store = Store(store_uri)
-        # A disk may fill wherever something is written: also where temporary files are.
-        with explained_full_disk(f"{store.uri} or {tempfile.gettempdir()}"), cluster.unwrapped():
+        with (
+            explained_storage(store.uri),
+            # A disk may fill wherever something is written: also where temporary files are.
+            explained_full_disk(f"{store.uri} or {tempfile.gettempdir()}"),
+            cluster.unwrapped(),
+        ):
             if dry_run:
                 lines = plan.plan(recipe, store, listing)
                 check(recipe, store, lines, words)

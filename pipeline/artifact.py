@@ -1,14 +1,15 @@
 """Artifacts: content-addressed folders whose manifest is written last.
 
 Done means that the manifest is there. A folder is `<store>/<class>/<word>/.../<fingerprint>/`; a changed recipe has
-another fingerprint and so never overwrites. Works on a local path and on object stores through pyarrow's
-filesystems; nothing assumes that rename is atomic there, as a manifest is one small PUT.
+another fingerprint and so never overwrites. On an object store, where no lock keeps two runs apart and no rename is
+atomic, every attempt writes to a folder of its own below it; the manifest (one small PUT) names the one that counts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -19,6 +20,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +31,17 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipeline.config import canonical
+from pipeline.storage import S3, Patience, is_denied, located, sizes
 
 Class = Literal["private", "releasable"]
 MANIFEST = "manifest.json"
+SETTLE_S = 1.5
+"""Longer than a PUT that has been answered may take to show in a listing, and than a tick of the store's clock."""
+UPLOADS = 8
+"""Files that are uploaded at once, each in pieces of `COPIED_BYTES`."""
+COPIED_BYTES = 1 << 20
+ABANDONED_S = 7 * 24 * 3600.0
+"""What an attempt wrote to an object store and did not finish is removed when nothing was added to it for so long."""
 
 
 class ArtifactError(RuntimeError):
@@ -74,6 +84,11 @@ class Key:
         """Folder below the store."""
         return f"{self.kind}/{self.name}/{self.fingerprint}"
 
+    @property
+    def work_path(self) -> str:
+        """Folder below the store for checkpoints."""
+        return f"{self.kind}/work/{self.name.replace('/', '-')}-{self.fingerprint}"
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -89,19 +104,28 @@ class Artifact:
         return self.manifest["facts"]
 
     @property
+    def path(self) -> str:
+        """Its folder within the store's filesystem."""
+        return _joined(self.store.path_of(self.key), self.manifest.get("attempt"))
+
+    @property
     def uri(self) -> str:
-        """Address that Ray workers can read."""
-        return self.store.uri_of(self.key)
+        """Address that any process can open."""
+        return self.store.uri_below(_joined(self.key.path, self.manifest.get("attempt")))
+
+    def uri_of(self, name: str) -> str:
+        """Address of one of its tables."""
+        return self.store.uri_below(f"{_joined(self.key.path, self.manifest.get('attempt'))}/{name}")
 
     def table(
         self, name: str = "rows", columns: Sequence[str] | None = None, where: pads.Expression | None = None
     ) -> pa.Table:
         """A table of this artifact in the order of `row_id` (files come in the order of arrival)."""
-        return read_table(self.store.fs, f"{self.store.path_of(self.key)}/{name}", columns, where)
+        return read_table(self.store.fs, f"{self.path}/{name}", columns, where)
 
     def local(self) -> Path:
         """The folder on this machine; fetched once to a temporary folder if the store is remote."""
-        return self.store.local(self.key)
+        return self.store.local(self)
 
 
 def read_table(
@@ -139,11 +163,19 @@ class Draft:
     work_seconds: float | None = None
     """What of its `seconds` grows with its work, if that is known; the rest is starting and ending."""
     started_at: float = field(default_factory=time.time)
+    attempt: str | None = None
+    """On a remote store, the name of its own folder: a second run on the same store writes to another."""
+    leftovers: Sequence[str] = ()
+    """Attempts of others, dead or alive, whose finished parts may be taken over by copying."""
 
     @property
-    def uri(self) -> str:
-        """Final address, for workers that write their own rows."""
-        return self.store.uri_of(self.key)
+    def path(self) -> str:
+        """Its folder within the store's filesystem."""
+        return _joined(self.store.path_of(self.key), self.attempt)
+
+    def uri_of(self, name: str) -> str:
+        """Final address of a table, for workers that write their own rows."""
+        return self.store.uri_below(f"{_joined(self.key.path, self.attempt)}/{name}")
 
     @property
     def work_uri(self) -> str:
@@ -153,7 +185,16 @@ class Draft:
     @property
     def work_path(self) -> str:
         """The same below the store."""
-        return f"{self.key.kind}/work/{self.key.name.replace('/', '-')}-{self.key.fingerprint}"
+        return _joined(self.key.work_path, self.attempt)
+
+    def leftover_uris(self, name: str) -> list[str]:
+        """Addresses of a table in the leftovers."""
+        return [self.store.uri_below(f"{self.key.path}/{attempt}/{name}") for attempt in self.leftovers]
+
+    @property
+    def leftover_work_uris(self) -> list[str]:
+        """Addresses of the leftovers' checkpoints."""
+        return [self.store.uri_below(f"{self.key.work_path}/{attempt}") for attempt in self.leftovers]
 
     def write_table(self, table: pa.Table, name: str = "rows") -> None:
         """Write a table as one Parquet file."""
@@ -164,7 +205,8 @@ class Draft:
     def write_source(self, table: pa.Table) -> str:
         """Write rows for workers wherever they are; the address, which `commit` removes."""
         path = f"{self.store.root}/{self.work_path}"
-        self.store.fs.create_dir(path, recursive=True)
+        if self.store.local_root:
+            self.store.fs.create_dir(path, recursive=True)
         with explained_disk(path):
             pq.write_table(table, f"{path}/source.parquet", filesystem=self.store.fs, compression="zstd")
         return self.store.uri_below(f"{self.work_path}/source.parquet")
@@ -173,12 +215,12 @@ class Draft:
 class Store:
     """A folder or bucket prefix that holds artifacts of every recipe that was run on it."""
 
-    def __init__(self, uri: str | Path):
+    def __init__(self, uri: str | Path, patience: Patience | None = None):
         text = str(uri)
         self._options = ""
         if "://" in text:
             try:
-                self.fs, self.root = pafs.FileSystem.from_uri(text)
+                self.fs, self.root = located(text, patience)
             except (pa.ArrowInvalid, OSError) as error:
                 raise ArtifactError(
                     f"--store {text}: want a folder or an s3:// or gs:// address, got {error}"
@@ -189,7 +231,8 @@ class Store:
         else:
             self.local_root = Path(text).resolve()
             self.fs, self.root, self.uri = pafs.LocalFileSystem(), str(self.local_root), str(self.local_root)
-        self._downloads: dict[Key, Path] = {}
+        self._found: dict[Key, Artifact] = {}
+        self._downloads: dict[str, Path] = {}
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         """Another process, perhaps on another machine, opens the store anew; what was fetched here is not there."""
@@ -209,33 +252,53 @@ class Store:
 
     def find(self, key: Key) -> Artifact | None:
         """The finished artifact; nothing if there is none, or none that this user may read."""
+        if key in self._found:
+            return self._found[key]
         path = f"{self.path_of(key)}/{MANIFEST}"
         try:
             if self.fs.get_file_info(path).type != pafs.FileType.File:
                 return None
-        except PermissionError:
+            with self.fs.open_input_stream(path) as stream:
+                artifact = Artifact(self, key, json.loads(stream.read()))
+        except json.JSONDecodeError:  # half an upload
             return None
-        with self.fs.open_input_stream(path) as stream:
-            return Artifact(self, key, json.loads(stream.read()))
+        except OSError as error:
+            if is_denied(error):
+                return None
+            raise
+        if self.local_root is None:  # asked for many times a run, and each time costs a request
+            self._found[key] = artifact
+        return artifact
 
     def others(self, key: Key) -> list[Artifact]:
         """Finished artifacts of the same name that other recipes made."""
         folder = f"{self.root}/{key.kind}/{key.name}"
         try:
             infos = self.fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
-        except PermissionError:
-            return []
+        except OSError as error:
+            if is_denied(error):
+                return []
+            raise
         names = sorted(info.base_name for info in infos if info.base_name != key.fingerprint)
         found = (self.find(Key(key.kind, key.name, name)) for name in names)
         return [artifact for artifact in found if artifact is not None]
 
     def draft(self, key: Key, *, resumable: bool = False) -> Draft:
-        """A place to make the artifact; leftovers of an earlier attempt are removed unless it resumes from them."""
-        local = self.local_root / key.path if self.local_root else None
-        folder = local or Path(tempfile.mkdtemp(prefix="pd-"))
+        """A place to make the artifact; leftovers of an earlier attempt are removed unless it resumes from them.
+
+        On a remote store they may be another run's, at work this moment: they are left alone until nothing was added
+        for a week.
+        """
+        if self.local_root is None:
+            attempts = self._attempts(key)
+            for name, age_s in attempts.items():
+                if age_s > ABANDONED_S:
+                    self._remove(f"{self.path_of(key)}/{name}", f"{self.root}/{key.work_path}/{name}")
+            fresh = [name for name, age_s in attempts.items() if age_s <= ABANDONED_S]
+            return Draft(self, key, _temporary(), attempt=secrets.token_hex(4), leftovers=fresh if resumable else ())
+        folder = self.local_root / key.path
         if not resumable:
-            with contextlib.suppress(FileNotFoundError):
-                self.fs.delete_dir(self.path_of(key))
+            self._remove(self.path_of(key))
         with explained_disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
         draft = Draft(self, key, folder)
@@ -243,14 +306,29 @@ class Store:
         draft.resumed = resumable and work.type != pafs.FileType.NotFound
         return draft
 
+    def _attempts(self, key: Key) -> dict[str, float]:
+        """Seconds since anything was added, by attempt."""
+        latest: dict[str, float] = {}
+        for below in (self.path_of(key), f"{self.root}/{key.work_path}"):
+            for info in self.fs.get_file_info(pafs.FileSelector(below, recursive=True, allow_not_found=True)):
+                name, slash, _ = info.path.removeprefix(f"{below}/").partition("/")
+                if slash and info.type == pafs.FileType.File:
+                    latest[name] = max(latest.get(name, 0.0), info.mtime_ns / 1e9)
+        return {name: time.time() - at for name, at in sorted(latest.items())}
+
     def commit(self, draft: Draft, facts: Mapping[str, Any], rows: int | None = None) -> Artifact:
-        """Finish the artifact: upload if remote, then write the manifest last."""
+        """Finish the artifact: upload if remote, then write the manifest last.
+
+        Who finds that another run finished it meanwhile drops the own attempt and answers with the other's.
+        """
         path = self.path_of(draft.key)
         if self.local_root is None:
-            self.fs.create_dir(path, recursive=True)
-            pafs.copy_files(str(draft.folder), path, destination_filesystem=self.fs)
-            shutil.rmtree(draft.folder)
-        manifest = {
+            self._upload(draft)
+            theirs = self.find(draft.key)
+            if theirs is not None:
+                self._remove(draft.path, f"{self.root}/{draft.work_path}")
+                return theirs
+        manifest: dict[str, Any] = {
             "fingerprint": draft.key.fingerprint,
             "name": draft.key.name,
             "class": draft.key.kind,
@@ -267,26 +345,75 @@ class Store:
             "started_at": draft.started_at,
             "seconds": round(time.time() - draft.started_at, 2),
         }
+        if draft.attempt is not None:
+            manifest["attempt"] = draft.attempt
         body = json.dumps(manifest, indent=1, allow_nan=False).encode()
         with explained_disk(path):
             self._put(f"{path}/{MANIFEST}", body)
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.delete_dir(f"{self.root}/{draft.work_path}")
+        self._remove(f"{self.root}/{draft.work_path}")
         return Artifact(self, draft.key, manifest)
 
+    def _upload(self, draft: Draft) -> None:
+        """Copy the draft's local folder to its place, and compare the sizes of what arrived."""
+        wanted = sizes(draft.folder)
+        for folder in {"", *(name.rpartition("/")[0] for name in wanted)}:
+            self.fs.create_dir(f"{draft.path}/{folder}".rstrip("/"), recursive=True)
+
+        def upload(name: str) -> None:
+            # Not `copy_files`: with pyarrow 26 it says nothing of an upload to S3 that failed.
+            with (
+                (draft.folder / name).open("rb") as file,
+                self.fs.open_output_stream(f"{draft.path}/{name}") as stream,
+            ):
+                shutil.copyfileobj(file, stream, COPIED_BYTES)
+
+        with ThreadPoolExecutor(UPLOADS) as pool:
+            list(pool.map(upload, wanted))
+        infos = self.fs.get_file_info(pafs.FileSelector(draft.path, recursive=True, allow_not_found=True))
+        arrived = {info.path.removeprefix(f"{draft.path}/"): info.size for info in infos}
+        for name, size in wanted.items():
+            _require_size(f"{self.uri}/{draft.key.path}/{draft.attempt}/{name}", size, arrived.get(name))
+        shutil.rmtree(draft.folder)
+
+    def _remove(self, *paths: str) -> None:
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.delete_dir(path)
+
     def secret(self, name: str) -> bytes:
-        """32 random bytes that belong to this store, made at the first call."""
+        """32 random bytes that belong to this store, made at the first call.
+
+        On a remote store several runs may make one at once. Each puts its own, and the oldest counts for all: no
+        later one can change that.
+        """
         path = f"{self.root}/{name}"
         if self.fs.get_file_info(path).type != pafs.FileType.File:
             self.fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
-            self._put(path, secrets.token_bytes(32), mode=0o600)
+            if self.local_root is not None:
+                self._put(path, secrets.token_bytes(32), mode=0o600)
+            else:
+                path = self._oldest(path)
         with self.fs.open_input_stream(path) as stream:
             return stream.read()
+
+    def _oldest(self, folder: str) -> str:
+        """The oldest file of a folder of secrets; the first is made here."""
+
+        def listed() -> list[tuple[int, str]]:
+            infos = self.fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+            return sorted((info.mtime_ns // 10**9, info.path) for info in infos if info.type == pafs.FileType.File)
+
+        if not listed():
+            self.fs.create_dir(folder)
+            self._put(f"{folder}/{secrets.token_hex(4)}", secrets.token_bytes(32))
+        time.sleep(SETTLE_S)  # until whatever was put in the same second is listed
+        return listed()[0][1]
 
     def _put(self, path: str, body: bytes, mode: int = 0o644) -> None:
         if self.local_root is None:
             with self.fs.open_output_stream(path) as stream:
                 stream.write(body)
+            _require_size(path, len(body), self.fs.get_file_info(path).size)
             return
         beside = Path(f"{path}.part")
         beside.touch(mode)
@@ -296,24 +423,36 @@ class Store:
             os.fsync(file.fileno())
         beside.rename(path)
 
-    def local(self, key: Key) -> Path:
+    def local(self, artifact: Artifact) -> Path:
         """The artifact's folder on this machine."""
         if self.local_root is not None:
-            return self.local_root / key.path
-        if key not in self._downloads:
-            folder = Path(tempfile.mkdtemp(prefix="pd-"))
-            pafs.copy_files(self.path_of(key), str(folder), source_filesystem=self.fs)
-            self._downloads[key] = folder
-        return self._downloads[key]
+            return self.local_root / artifact.key.path
+        if artifact.path not in self._downloads:
+            folder = _temporary()
+            pafs.copy_files(artifact.path, str(folder), source_filesystem=self.fs)
+            self._downloads[artifact.path] = folder
+        return self._downloads[artifact.path]
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the store against a second run on this machine; freed by the kernel if this process dies.
 
-        Raises: ArtifactError if another run holds it.
+        A remote store is not held, as two runs do not meet there; what was fetched from it is removed at the end.
+        Raises: ArtifactError if another run holds it, or if there is no such bucket.
         """
         if self.local_root is None:
-            yield
+            top = self.root.split("/")[0]
+            if isinstance(self.fs, S3) and self.fs.get_file_info(top).type == pafs.FileType.NotFound:
+                raise ArtifactError(
+                    f"store {self.uri}: want a bucket, got none named {top} — make it, or correct the name"
+                )
+            try:
+                yield
+            finally:
+                self._found.clear()
+                self._downloads.clear()
+                _scratch().cleanup()
+                _scratch.cache_clear()
             return
         import fcntl
 
@@ -370,6 +509,27 @@ def require_space(store: Store, bytes_wanted: int) -> None:
         raise ArtifactError(
             f"store {store.uri}: want {bytes_wanted / 1e9:.2f} GB free, got {free / 1e9:.2f} GB "
             "— free some space or give another --store"
+        )
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """What this process has of remote stores: removed when it ends, or when the run does."""
+    return tempfile.TemporaryDirectory(prefix="pd-", ignore_cleanup_errors=True)
+
+
+def _temporary() -> Path:
+    return Path(tempfile.mkdtemp(dir=_scratch().name))
+
+
+def _joined(path: str, attempt: str | None) -> str:
+    return path if attempt is None else f"{path}/{attempt}"
+
+
+def _require_size(where: str, wanted: int, there: int | None) -> None:
+    if there != wanted:
+        raise ArtifactError(
+            f"store {where}: want {wanted} bytes, got {there or 0} — run again, the upload was cut off"
         )
 
 

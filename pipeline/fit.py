@@ -6,30 +6,35 @@ last checkpoint and ends with the same weights. A small fit (seconds) must not p
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import ray
 import ray.data
 import torch
 from ray import train
 from ray.train.torch import TorchTrainer, get_device, prepare_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import nn
 
+from pipeline.artifact import ArtifactError
 from pipeline.cluster import market_labels
 from pipeline.config import Market
 from pipeline.folders import Folder
 from pipeline.generators.training import Fit
 from pipeline.progress import Bar
 from pipeline.rows import read_rows
+from pipeline.storage import located, sizes
 
 STATE = "state.safetensors"
 RESULT = "result"
+SIZES = "sizes.json"
 MAX_FAILURES = 3
 
 
@@ -77,12 +82,14 @@ def train_on_rows(
     group: Group,
     checkpoint_images: int,
     work_uri: str,
+    leftovers: Sequence[str] = (),
     bar: Bar,
 ) -> Path:
     """Train on the Parquet rows at `rows_uri`; the folder that the trainee saved.
 
     Every worker holds all rows (latents are small) and takes its slice of each global batch, so that the result
-    does not depend on how a data set would have been split.
+    does not depend on how a data set would have been split. Without a checkpoint of its own it goes on from the
+    latest of other attempts (`leftovers`, addresses like `work_uri`).
     """
     config = {
         "trainee": trainee,
@@ -93,6 +100,9 @@ def train_on_rows(
     }
     if not group.workers:
         return _in_process(config, rows_uri, group)
+    fs, work = located(work_uri)
+    config["state"] = taken_over(leftovers, fs, work)
+    rows_fs, rows = located(rows_uri)
     trainer = TorchTrainer(
         _loop,
         train_loop_config=config,
@@ -104,17 +114,34 @@ def train_on_rows(
         ),
         run_config=train.RunConfig(
             name="train",
-            storage_path=work_uri,
+            storage_path=work,
+            storage_filesystem=None if isinstance(fs, pafs.LocalFileSystem) else fs,
             failure_config=train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=train.CheckpointConfig(num_to_keep=2),
         ),
-        datasets={"rows": ray.data.read_parquet(rows_uri)},
+        datasets={"rows": ray.data.read_parquet(rows, filesystem=rows_fs)},
         dataset_config=train.DataConfig(datasets_to_split=[]),
     )
     checkpoint = trainer.fit().checkpoint
     if checkpoint is None:
         raise RuntimeError(f"training under {work_uri} ended without a checkpoint")
-    return Path(checkpoint.to_directory(tempfile.mkdtemp(prefix="pd-"))) / RESULT
+    folder = Path(checkpoint.to_directory(tempfile.mkdtemp(prefix="pd-")))
+    require_whole(folder, work)
+    return folder / RESULT
+
+
+def require_whole(folder: Path, where: str) -> None:
+    """Check a fetched checkpoint against its list of sizes: Ray Train uploads with pyarrow's `copy_files`, which says
+    nothing of an upload to S3 that failed.
+
+    Raises: ArtifactError if anything is missing.
+    """
+    there = sizes(folder)
+    wanted = json.loads((folder / SIZES).read_text()) if SIZES in there else {SIZES: None}
+    if not wanted.items() <= there.items():
+        raise ArtifactError(
+            f"training under {where}: want the last checkpoint whole, got a part of it — run again, an upload failed"
+        )
 
 
 def small(function: Callable[..., Any], *arguments: Any, out: Path | None = None, group: Group | None = None) -> Any:
@@ -142,6 +169,25 @@ def small(function: Callable[..., Any], *arguments: Any, out: Path | None = None
     return result
 
 
+def taken_over(leftovers: Sequence[str], fs: pafs.FileSystem, work: str) -> tuple[pafs.FileSystem, str] | None:
+    """A copy of the latest state among other attempts: whoever wrote it may be alive, and remove it any time."""
+    folders = [f"{located(uri)[1]}/train" for uri in leftovers]
+    infos = [
+        info
+        for folder in folders
+        for info in fs.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
+        if info.base_name == STATE
+    ]
+    for info in sorted(infos, key=lambda info: info.mtime_ns, reverse=True):
+        fs.create_dir(work, recursive=True)
+        try:
+            fs.copy_file(info.path, f"{work}/{STATE}")
+        except FileNotFoundError:
+            continue
+        return fs, f"{work}/{STATE}"
+    return None
+
+
 def _in_process(config: Mapping[str, Any], rows_uri: str, group: Group) -> Path:
     """The same steps here and now, without a checkpoint: for a fit that is over before workers would have started."""
     torch.set_num_threads(config["threads"])
@@ -163,6 +209,10 @@ def _loop(config: dict[str, Any]) -> None:
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             trainee.fit.load_state(load_file(Path(folder) / STATE))
+    elif config["state"] is not None:
+        fs, path = config["state"]
+        with fs.open_input_stream(path) as stream:
+            trainee.fit.load_state(load(stream.read()))
     if trainee.fit.done:  # killed between the last checkpoint and the end
         _report(trainee, rank == 0)
     _train(trainee, config, config["bar"] if rank == 0 else None, lambda: _report(trainee, rank == 0))
@@ -192,6 +242,7 @@ def _report(trainee: Trainee, is_first: bool) -> None:
         save_file(trainee.fit.state(), Path(folder) / STATE)
         if trainee.fit.done:
             trainee.save(Path(folder) / RESULT)
+        (Path(folder) / SIZES).write_text(json.dumps(sizes(Path(folder))))
         train.report(metrics, checkpoint=train.Checkpoint.from_directory(folder))
 
 

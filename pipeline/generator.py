@@ -69,8 +69,9 @@ def make_latents(work: Work, section: config.Generator, table: pa.Table, seed: i
             "image_px": work.recipe.ingest.image_px,
             "seed": seed,
         },
-        f"{draft.uri}/rows",
+        draft.uri_of("rows"),
         work_uri=draft.work_uri,
+        leftovers=draft.leftover_uris("rows"),
         pool=rows.Pool(
             section.workers, ENCODE_BATCH_ROWS, 4 * ENCODE_BATCH_ROWS, gpus=float(section.gpu), market=section.market
         ),
@@ -85,16 +86,17 @@ def make_pipeline(work: Work, section: config.Generator, latents: str, seed: int
     trained = fit.train_on_rows(
         DenoiserTrainee,
         {"section": section, "source": source, "seed": seed},
-        f"{source.uri}/rows",
+        source.uri_of("rows"),
         group=_group(section),
         checkpoint_images=section.checkpoint_images,
         work_uri=work.draft.work_uri,
+        leftovers=work.draft.leftover_work_uris,
         bar=work.bar,
     )
     out = work.draft.folder / "pipeline"
     shutil.rmtree(out, ignore_errors=True)  # half a copy of a run that was killed
     shutil.copytree(trained, out)
-    n_rows = rows.count_rows(f"{source.uri}/rows")
+    n_rows = rows.count_rows(source.uri_of("rows"))
     return Made({"epochs": round(section.n_images / n_rows, 1), "trained_on_rows": n_rows})
 
 
@@ -208,6 +210,7 @@ def _fit_autoencoder(work: Work, section: config.Generator, pixels: np.ndarray, 
         group=_group(section),
         checkpoint_images=section.checkpoint_images,
         work_uri=work.draft.work_uri,
+        leftovers=work.draft.leftover_work_uris,
         bar=work.bar,
     )
     shutil.copytree(trained, out, dirs_exist_ok=True)

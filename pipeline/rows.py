@@ -1,12 +1,14 @@
 """Row steps: append columns to every row. The only caller of `Dataset.map_batches`.
 
 Same rows, same count, never drops. Rows are checkpointed by `row_id` in blocks of `block_rows`, so that a run that
-was killed goes on where it stood; the files come in any order, and readers sort by `row_id`.
+was killed goes on where it stood; the files come in any order, and readers sort by `row_id`. On an object store it
+goes on from copies, as whoever wrote the originals may be writing still.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import posixpath
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +24,7 @@ from ray.data.checkpoint.checkpoint_writer import PENDING_CHECKPOINT_SUFFIX
 from pipeline.cluster import market_labels
 from pipeline.config import Market
 from pipeline.progress import Bar
+from pipeline.storage import located
 from pipeline.tables import SchemaError, require
 
 
@@ -54,15 +57,19 @@ def append_columns(
     out_uri: str,
     *,
     work_uri: str,
+    leftovers: Sequence[str] = (),
     pool: Pool,
     bar: Bar,
 ) -> int:
     """Write `row_id` and the worker's columns for every row of the Parquet at `source_uri`; how many rows.
 
+    What other attempts finished of the same rows (`leftovers`, addresses) is copied, not computed again.
     Raises: SchemaError if the rows written are not the rows read.
     """
     n_rows = count_rows(source_uri)
-    checkpoint = f"{work_uri}/checkpoint"
+    checkpoint = _below(work_uri, "checkpoint")
+    if pool.max_actors:
+        _take_over(leftovers, out_uri, checkpoint)
     bar.begin(n_rows, _count_done(checkpoint))
     if pool.max_actors:
         _stream(source_uri, worker, arguments, out_uri, checkpoint, pool, bar)
@@ -85,10 +92,15 @@ def _stream(
 ) -> None:
     """Through a pool of actors."""
     operator = type(worker.__name__, (_Operator,), {})  # Ray names the operator after the class
-    rows = ray.data.read_parquet(source_uri)
+    source_fs, source = located(source_uri)
+    out_fs, out = located(out_uri)
+    work_fs, work = located(checkpoint)
+    rows = ray.data.read_parquet(source, filesystem=source_fs)
     rows.context.enable_progress_bars = False
     # Kept until the manifest is written: deleted earlier, a kill in between would write every row twice.
-    rows.context.checkpoint_config = CheckpointConfig("row_id", checkpoint, delete_checkpoint_on_success=False)
+    rows.context.checkpoint_config = CheckpointConfig(
+        "row_id", work, delete_checkpoint_on_success=False, override_filesystem=work_fs
+    )
     rows.context.raise_original_map_exception = True
     rows.repartition(target_num_rows_per_block=pool.block_rows).map_batches(
         operator,
@@ -99,27 +111,50 @@ def _stream(
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
         label_selector=market_labels(pool.market),
-    ).write_parquet(out_uri, mode=SaveMode.APPEND)
+    ).write_parquet(out, filesystem=out_fs, mode=SaveMode.APPEND)
+
+
+def _take_over(leftovers: Sequence[str], out_uri: str, checkpoint_uri: str) -> None:
+    """Copy the files of other attempts, no row twice, and note their rows as done.
+
+    A file on an object store is whole or not there; one that cannot be read was cut off on its way.
+    """
+    fs, out = located(out_uri)
+    done: set[str] = set()
+    for uri in leftovers:
+        for info in fs.get_file_info(pafs.FileSelector(located(uri)[1], allow_not_found=True)):
+            try:
+                names = pq.read_table(info.path, filesystem=fs, columns=["row_id"])["row_id"].to_pylist()
+                if done.isdisjoint(names):
+                    fs.create_dir(out, recursive=True)
+                    fs.copy_file(info.path, f"{out}/{info.base_name}")
+                    done.update(names)
+            except (pa.ArrowInvalid, FileNotFoundError):
+                continue
+    if done:
+        fs, checkpoint = located(checkpoint_uri)
+        fs.create_dir(checkpoint, recursive=True)
+        pq.write_table(pa.table({"row_id": sorted(done)}), f"{checkpoint}/taken_over.parquet", filesystem=fs)
 
 
 def _in_process(source_uri: str, operator: _Operator, out_uri: str, batch_rows: int) -> None:
     """One batch after the other here, for few rows: starting an actor takes longer than a trial has."""
     source = read_rows(source_uri)
     batches = [operator(source.slice(start, batch_rows)) for start in range(0, len(source), batch_rows)]
-    fs, path = _located(out_uri)
+    fs, path = located(out_uri)
     fs.create_dir(path, recursive=True)
     pq.write_table(pa.concat_tables(batches), f"{path}/rows.parquet", filesystem=fs)
 
 
 def read_rows(uri: str) -> pa.Table:
     """The whole Parquet file or folder at `uri`, in whatever order its files are."""
-    fs, path = _located(uri)
+    fs, path = located(uri)
     return pads.dataset(path, filesystem=fs, format="parquet").to_table()
 
 
 def count_rows(uri: str) -> int:
     """Rows in the Parquet file or folder at `uri`; 0 if there is none."""
-    fs, path = _located(uri)
+    fs, path = located(uri)
     if fs.get_file_info(path).type == pafs.FileType.NotFound:
         return 0
     return pads.dataset(path, filesystem=fs, format="parquet").count_rows()
@@ -127,14 +162,16 @@ def count_rows(uri: str) -> int:
 
 def _count_done(checkpoint_uri: str) -> int:
     """Rows that an earlier attempt finished. Beside them may be half a file, where it was killed or the disk full."""
-    fs, path = _located(checkpoint_uri)
+    fs, path = located(checkpoint_uri)
     infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     done = [info.path for info in infos if not info.path.endswith(f"{PENDING_CHECKPOINT_SUFFIX}.parquet")]
     return pads.dataset(done, filesystem=fs, format="parquet").count_rows() if done else 0
 
 
-def _located(uri: str) -> tuple[pafs.FileSystem, str]:
-    return (pafs.LocalFileSystem(), uri) if "://" not in uri else pafs.FileSystem.from_uri(uri)
+def _below(uri: str, name: str) -> str:
+    """Address of something below, before the address's options."""
+    path, mark, options = uri.partition("?")
+    return posixpath.join(path, name) + mark + options
 
 
 class _Operator:

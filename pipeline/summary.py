@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import TypeGuard
@@ -29,21 +30,22 @@ def publish(lines: Sequence[Line], store: Store) -> Metrics:
     }
     with store.fs.open_output_stream(f"{store.root}/summary.json") as stream:
         stream.write(json.dumps(summary, indent=1).encode())
-    store.fs.copy_file(f"{store.path_of(artifacts['report/custodian'].key)}/report.html", f"{store.root}/report.html")
+    store.fs.copy_file(f"{artifacts['report/custodian'].path}/report.html", f"{store.root}/report.html")
     release = f"{store.root}/release"
     if store.fs.get_file_info(release).type == pafs.FileType.Directory:
-        store.fs.delete_dir(release)
+        with contextlib.suppress(FileNotFoundError):  # another run on the same bucket was quicker
+            store.fs.delete_dir(release)
     if artifacts["release"].facts["written"]:
-        package = f"{store.path_of(artifacts['release'].key)}/package"
+        package = f"{artifacts['release'].path}/package"
         pafs.copy_files(package, release, source_filesystem=store.fs, destination_filesystem=store.fs)
-        store.fs.copy_file(f"{store.path_of(artifacts['report'].key)}/report.html", f"{release}/report.html")
+        store.fs.copy_file(f"{artifacts['report'].path}/report.html", f"{release}/report.html")
     return metrics
 
 
 def publish_study(lines: Sequence[Line], store: Store) -> str:
     """Copy a study's pages, answer and recipe to `tune/` at the top of the store; its address."""
     artifacts = {line.task.name: line.artifact for line in lines if line.artifact is not None}
-    public, private = (store.path_of(artifacts[name].key) for name in ("tune", "tune/custodian"))
+    public, private = (artifacts[name].path for name in ("tune", "tune/custodian"))
     folder = f"{store.root}/tune"
     store.fs.create_dir(folder, recursive=True)
     for source, name in (

@@ -22,6 +22,7 @@ from pipeline.config import LOCAL_MLFLOW, Recipe, changed
 from pipeline.outcomes import Outcome, Settings, point
 from pipeline.progress import Silence
 from pipeline.steps import trial
+from pipeline.storage import located
 from pipeline.task import Task, Work
 
 RUNGS = ("kept set", "short student", "full students, unseen patients")
@@ -92,12 +93,14 @@ def run(
     """What each trial of a Ray Tune experiment was given, and its error; restored where it was killed."""
     # Ray Tune saves where it stands every ten seconds, in which several trials of the lowest rung end.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
-    path = f"{work.draft.work_uri}/tuner"
+    fs, folder = located(work.draft.work_uri)
+    storage_fs = None if isinstance(fs, pafs.LocalFileSystem) else fs
+    path = f"{folder}/tuner"
     study = work.recipe.tune
     student = work.recipe.distill
     trainable = tune.with_resources(measure, {"cpu": student.cpus_per_worker, "gpu": float(student.gpu)})
-    if Tuner.can_restore(path):
-        tuner = Tuner.restore(path, trainable)
+    if Tuner.can_restore(path, storage_filesystem=storage_fs):
+        tuner = Tuner.restore(path, trainable, storage_filesystem=storage_fs)
     else:
         search = space.pop("search_alg", None)
         tuner = Tuner(
@@ -110,7 +113,11 @@ def run(
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
-                name="tuner", storage_path=work.draft.work_uri, verbose=0, callbacks=_callbacks(work)
+                name="tuner",
+                storage_path=folder,
+                storage_filesystem=storage_fs,
+                verbose=0,
+                callbacks=_callbacks(work),
             ),
         )
     results = tuner.fit()

@@ -74,8 +74,9 @@ def sample_plan(work: Work, plan: pa.Table, generator: Artifact) -> Made:
         draft.write_source(plan),
         SampleImages,
         {"generator": generator, "sample": sample, **_shape(work)},
-        f"{draft.uri}/rows",
+        draft.uri_of("rows"),
         work_uri=draft.work_uri,
+        leftovers=draft.leftover_uris("rows"),
         pool=rows.Pool(
             sample.actors,
             sample.batch_size,
@@ -97,8 +98,9 @@ def score_rows(work: Work, source_uri: str, gallery: Artifact) -> Made:
         source_uri,
         ScoreImages,
         {"gallery": gallery, "score": score, **_shape(work)},
-        f"{work.draft.uri}/rows",
+        work.draft.uri_of("rows"),
         work_uri=work.draft.work_uri,
+        leftovers=work.draft.leftover_uris("rows"),
         pool=rows.Pool(
             score.actors,
             score.batch_size,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import object_store
 import pytest
 import torch
 from browsing import start
@@ -25,7 +27,13 @@ def finished_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
+def store_keys() -> None:
+    """Credentials of the S3 server that only tests know; Ray's workers take over the environment at their start."""
+    os.environ.update(object_store.KEYS)
+
+
+@pytest.fixture(scope="session")
+def local_ray(store_keys: None) -> Iterator[None]:
     """One Ray for all tests that start tasks themselves."""
     from pipeline.cluster import connect
     from pipeline.config import Recipe

@@ -37,7 +37,7 @@ def recipe() -> Recipe:
     return read(RECIPE)
 
 
-def artifacts_of(store: Path, recipe: Recipe) -> dict[str, Artifact]:
+def artifacts_of(store: Path | str, recipe: Recipe) -> dict[str, Artifact]:
     lines = plan.plan(recipe, Store(store))
     assert all(line.artifact for line in lines)
     return {line.task.name: line.artifact for line in lines if line.artifact}

@@ -305,7 +305,7 @@ def student_arm(recipe: Recipe, arm: str, source: pa.Table) -> pa.Table:
 
 def make_student_scores(work: Work) -> Made:
     """Score the student's images against the real training images."""
-    return score_rows(work, f"{work.inputs['evaluate/student_images'].uri}/rows", work.inputs["score/gallery"])
+    return score_rows(work, work.inputs["evaluate/student_images"].uri_of("rows"), work.inputs["score/gallery"])
 
 
 def make(work: Work) -> Made:

@@ -146,12 +146,13 @@ def _read_pixels(work: Work, listed: pa.Table) -> pa.Table:
         draft.write_source(listed.select(["row_id", "source"])),
         ReadPixels,
         {"ingest": ingest},
-        f"{draft.uri}/images",
+        draft.uri_of("images"),
         work_uri=draft.work_uri,
+        leftovers=draft.leftover_uris("images"),
         pool=rows.Pool(ingest.actors, ingest.batch_rows, 8 * ingest.batch_rows),
         bar=work.bar,
     )
-    outcome = read_table(draft.store.fs, f"{draft.store.path_of(draft.key)}/images", ["row_id", "reject", "digest"])
+    outcome = read_table(draft.store.fs, f"{draft.path}/images", ["row_id", "reject", "digest"])
     patient_of = dict(zip(listed["row_id"].to_pylist(), listed["patient"].to_pylist(), strict=True))
     reasons = _pixel_reasons(outcome.to_pylist(), patient_of)
     table = pa.table({"row_id": outcome["row_id"], "reason": pa.array(reasons, pa.string())}, schema=REJECTS)

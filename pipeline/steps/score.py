@@ -111,4 +111,4 @@ def make_unseen(work: Work) -> Made:
 def make_round(work: Work) -> Made:
     """Score a round of samples."""
     (sample,) = (artifact for name, artifact in work.inputs.items() if name.startswith("sample/"))
-    return score_rows(work, f"{sample.uri}/rows", work.inputs["score/gallery"])
+    return score_rows(work, sample.uri_of("rows"), work.inputs["score/gallery"])

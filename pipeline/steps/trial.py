@@ -85,7 +85,7 @@ def make_student_images(work: Work) -> Made:
 
 def make_student_scores(work: Work) -> Made:
     """Score them against the real training images."""
-    return score_rows(work, f"{work.inputs['trial/student_images'].uri}/rows", work.inputs["score/gallery"])
+    return score_rows(work, work.inputs["trial/student_images"].uri_of("rows"), work.inputs["score/gallery"])
 
 
 def make_kept(work: Work) -> Made:
