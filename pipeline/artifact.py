@@ -40,6 +40,7 @@ SETTLE_S = 1.5
 UPLOADS = 8
 """Files that are uploaded at once, each in pieces of `COPIED_BYTES`."""
 COPIED_BYTES = 1 << 20
+CUT_OFF = "— run again, the upload was cut off"
 ABANDONED_S = 7 * 24 * 3600.0
 """What an attempt wrote to an object store and did not finish is removed when nothing was added to it for so long."""
 
@@ -350,8 +351,12 @@ class Store:
         body = json.dumps(manifest, indent=1, allow_nan=False).encode()
         with explained_disk(path):
             self._put(f"{path}/{MANIFEST}", body)
+        # On a remote store another run may have put its own on top in this moment: what is there counts.
+        artifact = self.find(draft.key)
+        if artifact is None:
+            raise ArtifactError(f"store {path}/{MANIFEST}: want {len(body)} bytes, got others {CUT_OFF}")
         self._remove(f"{self.root}/{draft.work_path}")
-        return Artifact(self, draft.key, manifest)
+        return artifact
 
     def _upload(self, draft: Draft) -> None:
         """Copy the draft's local folder to its place, and compare the sizes of what arrived."""
@@ -405,7 +410,9 @@ class Store:
 
         if not listed():
             self.fs.create_dir(folder)
-            self._put(f"{folder}/{secrets.token_hex(4)}", secrets.token_bytes(32))
+            path = f"{folder}/{secrets.token_hex(4)}"
+            self._put(path, secrets.token_bytes(32))
+            _require_size(path, 32, self.fs.get_file_info(path).size)
         time.sleep(SETTLE_S)  # until whatever was put in the same second is listed
         return listed()[0][1]
 
@@ -413,7 +420,6 @@ class Store:
         if self.local_root is None:
             with self.fs.open_output_stream(path) as stream:
                 stream.write(body)
-            _require_size(path, len(body), self.fs.get_file_info(path).size)
             return
         beside = Path(f"{path}.part")
         beside.touch(mode)
@@ -528,9 +534,7 @@ def _joined(path: str, attempt: str | None) -> str:
 
 def _require_size(where: str, wanted: int, there: int | None) -> None:
     if there != wanted:
-        raise ArtifactError(
-            f"store {where}: want {wanted} bytes, got {there or 0} — run again, the upload was cut off"
-        )
+        raise ArtifactError(f"store {where}: want {wanted} bytes, got {there or 0} {CUT_OFF}")
 
 
 def _packages() -> dict[str, str]:

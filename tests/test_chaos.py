@@ -95,7 +95,7 @@ def killed(fault: Fault, store: Path, log: Path, delay_s: float) -> int | None:
 
 def forget(store: Path, word: str) -> None:
     """Remove what the word makes, but for what it makes in seconds."""
-    for manifest in (store / "private" / word).rglob("manifest.json"):
+    for manifest in list((store / "private" / word).rglob("manifest.json")):
         if manifest.parent.parent.name in (word, "0"):
             shutil.rmtree(manifest.parent)
 
