@@ -66,7 +66,7 @@ def run(recipe: Recipe, store_uri: str, word: str | None, *, dry_run: bool) -> i
                     console.print(f"{recipe.name}: all {len(lines)} artifacts reused, nothing to do")
                 else:
                     check(recipe, store, lines, words)
-                    with cluster.connect(recipe), View(recipe.name, console) as view:
+                    with cluster.connect(recipe), View(recipe.name, console, recipe.cluster.hang_s) as view:
                         lines = plan.run(recipe, store, words, view, listing)
                 if word == "tune":
                     return _close_study(recipe, lines, store, console)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import os
 import tempfile
@@ -51,6 +52,16 @@ def connect(recipe: Recipe) -> Iterator[None]:
     preflight(recipe)
     yield
     ray.shutdown()
+
+
+@contextlib.contextmanager
+def ended_if_hanging(seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer, whatever it waits for; Ray starts another in its place."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @contextlib.contextmanager

@@ -573,6 +573,9 @@ class Cluster(Section):
     """Heavy steps that may run side by side; on a laptop one thread each beats two threads for one."""
     object_store_gb: Positive = 1.0
     """Object store of a local Ray."""
+    hang_s: Positive = 900.0
+    """A worker that takes longer for one batch, or for one training step, is taken for hanging: it is ended and its
+    work tried again."""
 
 
 class Recipe(Section):

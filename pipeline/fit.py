@@ -6,9 +6,11 @@ last checkpoint and ends with the same weights. A small fit (seconds) must not p
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -24,7 +26,7 @@ from safetensors.torch import load, load_file, save_file
 from torch import nn
 
 from pipeline.artifact import ArtifactError
-from pipeline.cluster import market_labels
+from pipeline.cluster import ended_if_hanging, market_labels
 from pipeline.config import Market
 from pipeline.folders import Folder
 from pipeline.generators.training import Fit
@@ -194,7 +196,7 @@ def _in_process(config: Mapping[str, Any], rows_uri: str, group: Group) -> Path:
     device = torch.device("cuda" if group.gpu else "cpu")
     place = Place(0, device, lambda module: module.to(device))
     trainee = config["trainee"](read_rows(rows_uri).sort_by("row_id"), place=place, **config["arguments"])
-    _train(trainee, config, None, lambda: None)
+    _train(trainee, config, None, lambda: None, contextlib.nullcontext)
     out = Path(tempfile.mkdtemp(prefix="pd-")) / RESULT
     trainee.save(out)
     return out
@@ -215,21 +217,34 @@ def _loop(config: dict[str, Any]) -> None:
             trainee.fit.load_state(load(stream.read()))
     if trainee.fit.done:  # killed between the last checkpoint and the end
         _report(trainee, rank == 0)
-    _train(trainee, config, config["bar"] if rank == 0 else None, lambda: _report(trainee, rank == 0))
+    _train(
+        trainee,
+        config,
+        config["bar"] if rank == 0 else None,
+        lambda: _report(trainee, rank == 0),
+        lambda: ended_if_hanging(config["bar"].hang_s),
+    )
 
 
-def _train(trainee: Trainee, config: Mapping[str, Any], bar: Bar | None, report: Callable[[], None]) -> None:
+def _train(
+    trainee: Trainee,
+    config: Mapping[str, Any],
+    bar: Bar | None,
+    report: Callable[[], None],
+    watched: Callable[[], AbstractContextManager[None]],
+) -> None:
     """Step until the fit is done; report at every checkpoint and at the end."""
     fit, every = trainee.fit, config["checkpoint_images"]
     if bar is not None:
         bar.begin(fit.n_images, fit.images_seen)
     while not fit.done:
         before = fit.images_seen
-        trainee.step()
-        if bar is not None:
-            bar.add(fit.images_seen - before)
-        if fit.done or fit.images_seen // every > before // every:
-            report()
+        with watched():
+            trainee.step()
+            if bar is not None:
+                bar.add(fit.images_seen - before)
+            if fit.done or fit.images_seen // every > before // every:
+                report()
 
 
 def _report(trainee: Trainee, is_first: bool) -> None:

@@ -60,7 +60,7 @@ def make_latents(work: Work, section: config.Generator, table: pa.Table, seed: i
     text.token_ids(tokenizer, sorted(set(table["prompt"].to_pylist())), section.text.max_tokens)
     tokenizer.save_pretrained(draft.folder / "tokenizer")
     _fit_autoencoder(work, section, images.array(table["image"]), source_uri, seed)
-    n_rows = rows.append_columns(
+    written = rows.append_columns(
         source_uri,
         Encode,
         {
@@ -77,7 +77,7 @@ def make_latents(work: Work, section: config.Generator, table: pa.Table, seed: i
         ),
         bar=work.bar,
     )
-    return Made({"vocabulary": len(tokenizer)}, n_rows)
+    return Made({"vocabulary": len(tokenizer)} | written.facts, written.rows)
 
 
 def make_pipeline(work: Work, section: config.Generator, latents: str, seed: int) -> Made:

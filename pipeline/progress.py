@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -22,6 +24,7 @@ from rich.text import Text
 
 LINE_EVERY_S = 30.0
 LEAST_COUNTS = 16
+HANG_S = 900.0
 
 
 @dataclass
@@ -52,11 +55,13 @@ class Pace:
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Counts of all tasks at work, kept by name."""
+    """Counts of all tasks at work, kept by name; and what workers tried and did not live to end."""
 
     def __init__(self) -> None:
         self._counts: dict[str, tuple[int, int]] = {}
         self._paces: dict[str, list[Pace]] = defaultdict(list)
+        self._attempts: Counter[tuple[str, tuple[str, ...]]] = Counter()
+        self._set_aside: dict[str, set[str]] = defaultdict(set)
 
     def begin(self, task: str, total: int, done: int = 0) -> None:
         """Set what the task will count to."""
@@ -69,6 +74,24 @@ class Board:
         self._counts[task] = (done + n, total)
         for pace in self._paces[task][-1:]:
             pace.add(n, time.monotonic())
+
+    def attempt(self, task: str, rows: tuple[str, ...]) -> int:
+        """A worker begins with these rows: how many began before it and never came to their end."""
+        self._attempts[task, rows] += 1
+        return self._attempts[task, rows] - 1
+
+    def ended(self, task: str, rows: tuple[str, ...]) -> None:
+        """The worker lives."""
+        del self._attempts[task, rows]
+
+    def set_aside(self, task: str, row: str) -> int:
+        """Note a row that is left out; how many there are."""
+        self._set_aside[task].add(row)
+        return len(self._set_aside[task])
+
+    def rows_set_aside(self, task: str) -> list[str]:
+        """The rows that were left out."""
+        return sorted(self._set_aside[task])
 
     def work_seconds(self, task: str) -> float | None:
         """What counting took without start and end; none if it began more than once, or counted too little."""
@@ -86,6 +109,8 @@ class Bar:
 
     board: Any
     task: str
+    hang_s: float = HANG_S
+    """A worker that takes longer for one batch, or one training step, is taken for hanging and ended."""
 
     def begin(self, total: int, done: int = 0) -> None:
         """Set what the task will count to."""
@@ -97,14 +122,34 @@ class Bar:
         if self.board is not None:
             self.board.add.remote(self.task, n)
 
+    def attempt(self, rows: Sequence[str]) -> int:
+        """Begin with these rows: how many workers began with just these before, and died."""
+        return self._ask("attempt", tuple(rows), otherwise=0)
+
+    def ended(self, rows: Sequence[str]) -> None:
+        """Note that the worker came to the end of these rows."""
+        if self.board is not None:
+            self.board.ended.remote(self.task, tuple(rows))
+
+    def set_aside(self, row: str) -> int:
+        """Leave a row out; how many of this task are."""
+        return self._ask("set_aside", row, otherwise=0)
+
+    def rows_set_aside(self) -> list[str]:
+        """The rows of this task that were left out."""
+        return self._ask("rows_set_aside", otherwise=[])
+
     def work_seconds(self) -> float | None:
         """What counting took at its pace, without start and end; none if that is not known."""
+        return self._ask("work_seconds", otherwise=None)
+
+    def _ask(self, what: str, *arguments: Any, otherwise: Any) -> Any:
         if self.board is None:
-            return None
+            return otherwise
         try:
-            return ray.get(self.board.work_seconds.remote(self.task), timeout=5)
+            return ray.get(getattr(self.board, what).remote(self.task, *arguments), timeout=30)
         except (ray.exceptions.RayError, TimeoutError):  # the view must never stop the work
-            return None
+            return otherwise
 
 
 class Silence:
@@ -124,10 +169,12 @@ class Silence:
 class View:
     """The driver's view: told when tasks begin and end, reads the board in between."""
 
-    def __init__(self, title: str, console: Console | None = None):
+    def __init__(self, title: str, console: Console | None = None, hang_s: float = HANG_S):
         self.console = console or Console(highlight=False)
-        self._title = title
-        self._board = Board.remote()
+        self._title, self._hang_s = title, hang_s
+        # Beside the driver: another node may be a spot machine, and what it knows would go with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._board = Board.options(scheduling_strategy=here).remote()
         self._lines: dict[str, tuple[str, float, str]] = {}  # task -> state, start or seconds, note
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -136,7 +183,7 @@ class View:
 
     def bar(self, task: str) -> Bar:
         """The task's place on the board."""
-        return Bar(self._board, task)
+        return Bar(self._board, task, self._hang_s)
 
     def note(self, task: str, state: str, seconds: float = 0.0, note: str = "") -> None:
         """Set a task's line: `waiting`, `reused`, `running`, `done` or `failed`."""

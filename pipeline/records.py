@@ -4,6 +4,9 @@ Axis letters: n images, h height, w width, c channels, k findings. Not for a who
 split or for named rows.
 """
 
+# pyarrow.compute makes its functions at import, out of pyright's sight.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -60,6 +63,11 @@ def images_of(artifact: Artifact, row_ids: pa.ChunkedArray, name: str = "images"
     """Images of the named rows in the order of `row_id`."""
     rows = artifact.table(name, ["image"], where=pc.field("row_id").isin(row_ids.combine_chunks()))
     return images.array(rows["image"])
+
+
+def among(table: pa.Table, row_ids: pa.ChunkedArray) -> pa.Table:
+    """The rows that are named."""
+    return table.filter(pc.is_in(table["row_id"], row_ids.combine_chunks()))
 
 
 def label_matrix(table: pa.Table) -> Int8[np.ndarray, "n k"]:

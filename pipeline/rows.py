@@ -1,8 +1,12 @@
 """Row steps: append columns to every row. The only caller of `Dataset.map_batches`.
 
-Same rows, same count, never drops. Rows are checkpointed by `row_id` in blocks of `block_rows`, so that a run that
-was killed goes on where it stood; the files come in any order, and readers sort by `row_id`. On an object store it
-goes on from copies, as whoever wrote the originals may be writing still.
+Same rows, same count, never drops but what kills its worker. Rows are checkpointed by `row_id` in blocks of
+`block_rows`, so that a run that was killed goes on where it stood; the files come in any order, and readers sort by
+`row_id`. On an object store it goes on from copies, as whoever wrote the originals may be writing still.
+
+A batch whose worker died, or was ended as it hung, is tried again; after `ATTEMPTS` it is taken row by row, each on
+its own, so that only the row that ends its worker every time is set aside. Neither costs the rest of the run more
+than starting workers anew.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -21,11 +25,29 @@ from ray.data import ActorPoolStrategy, SaveMode
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.checkpoint.checkpoint_writer import PENDING_CHECKPOINT_SUFFIX
 
-from pipeline.cluster import market_labels
+from pipeline.cluster import ClusterError, ended_if_hanging, market_labels
 from pipeline.config import Market
 from pipeline.progress import Bar
 from pipeline.storage import located
 from pipeline.tables import SchemaError, require
+
+ATTEMPTS = 2
+"""A batch, and then each of its rows, may end this many workers."""
+MOST_SET_ASIDE = 10
+KILLS = "ends its worker every time"
+
+
+class Written(NamedTuple):
+    """What came of a row step: rows written, and why the others are not among them."""
+
+    rows: int
+    set_aside: Mapping[str, str]
+    """Reason by `row_id`."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"set_aside": dict(self.set_aside)} if self.set_aside else {}
 
 
 class Worker(Protocol):
@@ -60,11 +82,12 @@ def append_columns(
     leftovers: Sequence[str] = (),
     pool: Pool,
     bar: Bar,
-) -> int:
-    """Write `row_id` and the worker's columns for every row of the Parquet at `source_uri`; how many rows.
+) -> Written:
+    """Write `row_id` and the worker's columns for every row of the Parquet at `source_uri`.
 
     What other attempts finished of the same rows (`leftovers`, addresses) is copied, not computed again.
-    Raises: SchemaError if the rows written are not the rows read.
+    Raises: SchemaError if the rows written and set aside are not the rows read; ClusterError if more than
+    `MOST_SET_ASIDE` rows end their workers.
     """
     n_rows = count_rows(source_uri)
     checkpoint = _below(work_uri, "checkpoint")
@@ -74,11 +97,13 @@ def append_columns(
     if pool.max_actors:
         _stream(source_uri, worker, arguments, out_uri, checkpoint, pool, bar)
     else:
-        _in_process(source_uri, _Operator(worker, dict(arguments), bar), out_uri, pool.batch_rows)
-    written = count_rows(out_uri)
-    if written != n_rows:
-        raise SchemaError(f"{worker.__name__}: want {n_rows} rows, got {written} — remove {out_uri} and run again")
-    return n_rows
+        _in_process(source_uri, _Operator(worker, dict(arguments), bar), out_uri, pool.batch_rows, bar)
+    written = Written(count_rows(out_uri), dict.fromkeys(bar.rows_set_aside(), KILLS))
+    if written.rows + len(written.set_aside) != n_rows:
+        raise SchemaError(
+            f"{worker.__name__}: want {n_rows} rows, got {written.rows} — remove {out_uri} and run again"
+        )
+    return written
 
 
 def _stream(
@@ -137,10 +162,12 @@ def _take_over(leftovers: Sequence[str], out_uri: str, checkpoint_uri: str) -> N
         pq.write_table(pa.table({"row_id": sorted(done)}), f"{checkpoint}/taken_over.parquet", filesystem=fs)
 
 
-def _in_process(source_uri: str, operator: _Operator, out_uri: str, batch_rows: int) -> None:
+def _in_process(source_uri: str, operator: _Operator, out_uri: str, batch_rows: int, bar: Bar) -> None:
     """One batch after the other here, for few rows: starting an actor takes longer than a trial has."""
-    source = read_rows(source_uri)
-    batches = [operator(source.slice(start, batch_rows)) for start in range(0, len(source), batch_rows)]
+    source, batches = read_rows(source_uri), []
+    for start in range(0, len(source), batch_rows):
+        batches.append(operator.run(source.slice(start, batch_rows)))
+        bar.add(len(batches[-1]))
     fs, path = located(out_uri)
     fs.create_dir(path, recursive=True)
     pq.write_table(pa.concat_tables(batches), f"{path}/rows.parquet", filesystem=fs)
@@ -175,18 +202,48 @@ def _below(uri: str, name: str) -> str:
 
 
 class _Operator:
-    """Runs a worker inside Ray Data and holds it to its schemas."""
+    """Runs a worker inside Ray Data, holds it to its schemas, and finds the row that ends it every time."""
 
     def __init__(self, worker: type[Worker], arguments: dict[str, Any], bar: Bar):
         self._worker = worker(**arguments)
         self._bar = bar
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        names = batch["row_id"].to_pylist()
+        with ended_if_hanging(self._bar.hang_s):
+            whole = self._bar.attempt(names) < ATTEMPTS
+            added = self.run(batch) if whole else None
+        if added is None:
+            parts = [self._alone(batch.slice(i, 1), name) for i, name in enumerate(names)]
+            added = pa.concat_tables(parts)
+        self._bar.ended(names)
+        self._bar.add(len(names))
+        return added
+
+    def _alone(self, row: pa.Table, name: str) -> pa.Table:
+        """The row's columns, or no row if it ended its worker alone as well."""
+        with ended_if_hanging(self._bar.hang_s):
+            if self._bar.attempt([name]) < ATTEMPTS:
+                added = self.run(row)
+                self._bar.ended([name])
+                return added
+        n = self._bar.set_aside(name)
+        if n > MOST_SET_ASIDE:
+            raise ClusterError(
+                f"{type(self._worker).__name__}: want at most {MOST_SET_ASIDE} rows that end their workers, got {n} "
+                "— see whether workers have enough memory, or take fewer rows at a time"
+            )
+        return self._result(row.slice(0, 0), self._worker.adds.empty_table())
+
+    def run(self, batch: pa.Table) -> pa.Table:
+        """The worker's columns beside `row_id`."""
         name = type(self._worker).__name__
         require(batch, self._worker.reads, f"{name} input")
         added = self._worker(batch)
         require(added, self._worker.adds, f"{name} output")
         if added.num_rows != batch.num_rows:
             raise SchemaError(f"{name} output: want {batch.num_rows} rows, got {added.num_rows}")
-        self._bar.add(batch.num_rows)
+        return self._result(batch, added)
+
+    def _result(self, batch: pa.Table, added: pa.Table) -> pa.Table:
         return pa.table({"row_id": batch["row_id"]} | {field.name: added[field.name] for field in self._worker.adds})

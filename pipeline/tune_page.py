@@ -39,7 +39,7 @@ def explorer_of(recipe: Recipe, inputs: Mapping[str, Artifact], found: Answer, s
     thresholds = [one.kept.get("threshold") for one in found.tried] + [rule.threshold for rule in as_set]
     edges = explorer.score_edges([values, control, same], thresholds)
     findings = ingest.facts["findings"]
-    shown = records.label_matrix(inputs["sample/0"].table("plan")) == 1
+    shown = records.label_matrix(records.among(inputs["sample/0"].table("plan"), scores["row_id"])) == 1
     return Explorer(
         name=recipe.name,
         seed=recipe.seed,

@@ -67,10 +67,12 @@ class ScoreImages:
 
 
 def sample_plan(work: Work, plan: pa.Table, generator: Artifact) -> Made:
-    """Write `plan`, and its images to `rows`, made by a pool of actors from the generator's pipeline."""
+    """Write `plan`, and its images to `rows`, made by a pool of actors from the generator's pipeline.
+
+    What ends its worker every time is in neither.
+    """
     sample, draft = work.recipe.sample, work.draft
-    draft.write_table(plan, "plan")
-    n_rows = rows.append_columns(
+    written = rows.append_columns(
         draft.write_source(plan),
         SampleImages,
         {"generator": generator, "sample": sample, **_shape(work)},
@@ -88,13 +90,15 @@ def sample_plan(work: Work, plan: pa.Table, generator: Artifact) -> Made:
         ),
         bar=work.bar,
     )
-    return Made({}, n_rows)
+    there = [name not in written.set_aside for name in plan["row_id"].to_pylist()]
+    draft.write_table(plan.filter(pa.array(there)), "plan")
+    return Made(written.facts, written.rows)
 
 
 def score_rows(work: Work, source_uri: str, gallery: Artifact) -> Made:
     """Write the scores of the images at `source_uri` to `rows`."""
     score = work.recipe.score
-    n_rows = rows.append_columns(
+    written = rows.append_columns(
         source_uri,
         ScoreImages,
         {"gallery": gallery, "score": score, **_shape(work)},
@@ -111,7 +115,7 @@ def score_rows(work: Work, source_uri: str, gallery: Artifact) -> Made:
         ),
         bar=work.bar,
     )
-    return Made({}, n_rows)
+    return Made(written.facts, written.rows)
 
 
 def _shape(work: Work) -> dict[str, int]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifact import read_table
+from pipeline.cluster import ClusterError
 from pipeline.progress import Bar, Board
-from pipeline.rows import Pool, append_columns, count_rows
+from pipeline.rows import ATTEMPTS, KILLS, MOST_SET_ASIDE, Pool, Written, _Operator, append_columns, count_rows
 from pipeline.tables import SchemaError
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -37,6 +42,24 @@ class Square:
         return pa.table({"square": pa.array([n * n for n in batch["number"].to_pylist()], pa.int64())})
 
 
+class Poisoned(Square):
+    """Dies of two of the rows, hangs at a third, and notes how often it was started."""
+
+    def __init__(self, starts: Path, poison: Sequence[str] = ("row-017", "row-020"), hangs_at: str = "row-090"):
+        super().__init__()
+        self._poison, self._hangs_at = poison, hangs_at
+        with starts.open("a") as log:
+            log.write(f"{os.getpid()}\n")
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        names = batch["row_id"].to_pylist()
+        if {*names} & {*self._poison}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._hangs_at in names:
+            time.sleep(600)
+        return super().__call__(batch)
+
+
 class Forgetful(Square):
     """Answers with one row too few."""
 
@@ -52,7 +75,9 @@ def source(tmp_path: Path) -> Path:
     return file
 
 
-def appended(source: Path, out: Path, worker: type = Square, actors: int = 2, **arguments: Any) -> int:
+def appended(
+    source: Path, out: Path, worker: type = Square, actors: int = 2, hang_s: float = 900, **arguments: Any
+) -> Written:
     return append_columns(
         str(source),
         worker,
@@ -60,7 +85,7 @@ def appended(source: Path, out: Path, worker: type = Square, actors: int = 2, **
         str(out),
         work_uri=str(out.with_suffix(".work")),
         pool=Pool(actors, batch_rows=8, block_rows=16),
-        bar=Bar(Board.remote(), "test"),
+        bar=Bar(Board.remote(), "test", hang_s),
     )
 
 
@@ -69,7 +94,7 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 
 def test_every_row_comes_out_once_with_only_its_id_and_the_new_column(source: Path, tmp_path: Path) -> None:
-    assert appended(source, tmp_path / "out") == N_ROWS
+    assert appended(source, tmp_path / "out").rows == N_ROWS
     assert rows_of(tmp_path / "out") == [{"row_id": f"row-{i:03d}", "square": i * i} for i in range(N_ROWS)]
 
 
@@ -86,7 +111,7 @@ def test_a_failed_run_goes_on_where_it_stood_and_loses_and_doubles_nothing(sourc
         appended(source, out, actors=1, broken=broken)
     done_before = count_rows(str(out))
     broken.unlink()
-    assert appended(source, out, actors=1, broken=broken, log=log) == N_ROWS
+    assert appended(source, out, actors=1, broken=broken, log=log).rows == N_ROWS
     assert rows_of(out) == [{"row_id": f"row-{i:03d}", "square": i * i} for i in range(N_ROWS)]
     assert len(log.read_text().splitlines()) <= N_ROWS - done_before
 
@@ -94,7 +119,7 @@ def test_a_failed_run_goes_on_where_it_stood_and_loses_and_doubles_nothing(sourc
 def test_running_again_computes_nothing(source: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     appended(source, tmp_path / "out")
-    assert appended(source, tmp_path / "out", log=log) == N_ROWS
+    assert appended(source, tmp_path / "out", log=log).rows == N_ROWS
     assert not log.exists()
 
 
@@ -109,3 +134,31 @@ def test_rows_that_are_there_twice_are_an_error_not_a_larger_set(source: Path, t
     (tmp_path / "out" / "again.parquet").write_bytes(doubled.read_bytes())
     with pytest.raises(SchemaError, match="want 100 rows, got"):
         appended(source, tmp_path / "out")
+
+
+def test_rows_that_end_their_worker_every_time_are_set_aside_and_all_others_are_written(
+    source: Path, tmp_path: Path
+) -> None:
+    starts, out = tmp_path / "starts", tmp_path / "out"
+    written = appended(source, out, Poisoned, hang_s=5, starts=starts)
+    assert written.set_aside == dict.fromkeys(["row-017", "row-020", "row-090"], KILLS)
+    assert written.rows == N_ROWS - 3
+    squares = {f"row-{i:03d}": i * i for i in range(N_ROWS)}
+    assert {row["row_id"]: row["square"] for row in rows_of(out)} == {
+        name: square for name, square in squares.items() if name not in written.set_aside
+    }
+    # Bounded: each of the two batches ends some workers, then each of the three rows does.
+    assert len(starts.read_text().splitlines()) <= 2 + ATTEMPTS * (2 + 3)
+
+
+def test_more_rows_that_end_their_workers_than_chance_explains_end_the_step() -> None:
+    names = [f"row-{i:03d}" for i in range(MOST_SET_ASIDE + 1)]
+    bar = Bar(Board.remote(), "test")
+    for _ in range(ATTEMPTS):
+        bar.attempt(names)
+        for name in names:
+            bar.attempt([name])
+    batch = pa.table({"row_id": names, "number": list(range(len(names)))})
+    with pytest.raises(ClusterError, match=f"want at most {MOST_SET_ASIDE} rows that end their workers, got"):
+        _Operator(Square, {}, bar)(batch)
+    assert bar.rows_set_aside() == names

@@ -335,9 +335,7 @@ def _measured(recipe: Recipe, inputs: Mapping[str, Artifact], arms: Sequence[str
     kept = Synthetic(kept_table, images.array(kept_table["image"]), records.label_matrix(kept_table))
     teacher = records.synthetic(inputs["sample/0"], inputs["sample/0"])
     student = _student(inputs["evaluate/student_images"], "kept")
-    plans = pa.concat_tables([artifact.table("plan") for artifact in rounds_of(inputs, "sample")]).sort_by("row_id")
-    shown = {"control": test.labels, "teacher": records.label_matrix(plans), "student": student.labels}
-    risk = _risk(inputs, test, control, plans, shown, section.control_percentile)
+    risk = _risk(inputs, test, control, section.control_percentile)
     encoder = classifier.load(inputs["evaluate/encoder"].local() / "classifier")
     real_classifier = classifier.load(inputs["evaluate/real"].local() / "classifier")
     synthetic = {"teacher": teacher, "filtered": kept, "student": student}
@@ -373,18 +371,21 @@ def _risk(
     inputs: Mapping[str, Artifact],
     test: Records,
     control: Records,
-    plans: pa.Table,
-    shown: Mapping[str, np.ndarray],
     percentile: float,
 ) -> measures.Risk:
-    """Every score that the privacy metrics count."""
-    scores = pa.concat_tables([artifact.table() for artifact in rounds_of(inputs, "score")])
+    """Every score that the privacy metrics count; an image that has none (it was set aside) is in no ratio."""
+    scores = pa.concat_tables([artifact.table() for artifact in rounds_of(inputs, "score")]).sort_by("row_id")
+    plans = pa.concat_tables([artifact.table("plan") for artifact in rounds_of(inputs, "sample")]).sort_by("row_id")
+    plans = records.among(plans, scores["row_id"])
     (decisions,) = rounds_of(inputs, "filter")
     decided = decisions.table()
     student = inputs["evaluate/student_scores"].table()
-    asked = inputs["evaluate/student_images"].table("plan", ["row_id", "prompt_row_id"])
+    asked = inputs["evaluate/student_images"].table("plan", ["row_id", "prompt_row_id", "labels"])
+    asked = records.among(asked, student["row_id"])
     student = student.append_column("prompt_row_id", asked["prompt_row_id"])
+    asked = asked.filter(pc.starts_with(asked["row_id"], "kept-"))
     unseen = inputs["score/unseen"].table()
+    test = records.take(test, np.flatnonzero(np.isin(test.row_ids, unseen["row_id"].to_pylist())))
     train = inputs["ingest"].table("records", ["row_id", "patient_id"], pc.field("split") == "train")
     gallery = inputs["score/gallery"].local()
     baseline = {}
@@ -394,17 +395,21 @@ def _risk(
         n_pairs = len(test.images)
         baseline[name] = matching.shuffled_pairs(networks.load(gallery / name), pairs, n_pairs, generator).numpy()
     return measures.Risk(
-        control=unseen.filter(pc.is_in(unseen["row_id"], control.table["row_id"].combine_chunks())),
-        test=unseen.filter(pc.is_in(unseen["row_id"], test.table["row_id"].combine_chunks())),
+        control=records.among(unseen, control.table["row_id"]),
+        test=records.among(unseen, test.table["row_id"]),
         test_patients=test.patients,
-        teacher=scores.sort_by("row_id").append_column("prompt_row_id", plans["prompt_row_id"]),
-        kept=scores.filter(pc.is_in(scores["row_id"], decided.filter(decided["keep"])["row_id"].combine_chunks())),
+        teacher=scores.append_column("prompt_row_id", plans["prompt_row_id"]),
+        kept=records.among(scores, decided.filter(decided["keep"])["row_id"]),
         student=student.filter(pc.starts_with(student["row_id"], "kept-")),
         student_private=student.filter(pc.starts_with(student["row_id"], "private-")),
         changed=inputs["evaluate/changed"].table(),
         baseline=baseline,
         train=train,
-        shown=shown,
+        shown={
+            "control": test.labels,
+            "teacher": records.label_matrix(plans),
+            "student": records.label_matrix(asked),
+        },
         findings=inputs["ingest"].facts["findings"],
         percentile=percentile,
     )

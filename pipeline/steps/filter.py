@@ -56,7 +56,7 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
 def make(work: Work) -> Made:
     """Apply the rule to all rounds so far."""
     ingest, sampled, scored = work.inputs["ingest"], rounds_of(work.inputs, "sample"), rounds_of(work.inputs, "score")
-    scores = pa.concat_tables([artifact.table(columns=SCORES.names) for artifact in scored]).sort_by("row_id")
+    scores = pa.concat_tables([artifact.table(columns=SCORES.names) for artifact in scored])
     unseen = work.inputs["score/unseen"].table(columns=["row_id", "reid_score"])
     control_ids = ingest.table("records", ["row_id"], pc.field("split") == "control")["row_id"].combine_chunks()
     control = unseen.filter(pc.is_in(unseen["row_id"], control_ids))["reid_score"].to_numpy()
@@ -64,7 +64,7 @@ def make(work: Work) -> Made:
     plan = pa.concat_tables([artifact.table("plan") for artifact in sampled]).sort_by("row_id")
     positive = records.label_matrix(plan) == 1
     table, decision = rules.filter_table(
-        scores, work.recipe.filter, control=control, same_patient=same_patient, shown=positive
+        _of_all(plan, scores), work.recipe.filter, control=control, same_patient=same_patient, shown=positive
     )
     work.draft.write_table(table)
     keep = table["keep"].to_numpy(zero_copy_only=False)
@@ -126,6 +126,15 @@ def make_kept(work: Work) -> Made:
         "shortfall": decided.facts["shortfall"],
     }
     return Made(facts, len(table))
+
+
+def _of_all(plan: pa.Table, scores: pa.Table) -> pa.Table:
+    """A row for every image, without a score where scoring set it aside."""
+    missing = pc.invert(pc.is_in(plan["row_id"], scores["row_id"].combine_chunks()))
+    names = plan["row_id"].filter(missing)
+    unscored = {"row_id": names, "reid_score": np.full(len(names), np.nan), "pixel_copy": np.zeros(len(names), bool)}
+    columns = [unscored.get(field.name, pa.nulls(len(names), field.type)) for field in SCORES]
+    return pa.concat_tables([scores, pa.table(columns, names=SCORES.names).cast(SCORES)]).sort_by("row_id")
 
 
 def _rule_in_use(recipe: Recipe) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def _split(listed: pa.Table, ingest: Ingest, seed: int) -> tuple[pa.Table, pa.Ta
 def _read_pixels(work: Work, listed: pa.Table) -> pa.Table:
     """Write table `images`; the rows whose pixels cannot be used, with the reason."""
     ingest, draft = work.recipe.ingest, work.draft
-    rows.append_columns(
+    written = rows.append_columns(
         draft.write_source(listed.select(["row_id", "source"])),
         ReadPixels,
         {"ingest": ingest},
@@ -155,7 +155,8 @@ def _read_pixels(work: Work, listed: pa.Table) -> pa.Table:
     outcome = read_table(draft.store.fs, f"{draft.path}/images", ["row_id", "reject", "digest"])
     patient_of = dict(zip(listed["row_id"].to_pylist(), listed["patient"].to_pylist(), strict=True))
     reasons = _pixel_reasons(outcome.to_pylist(), patient_of)
-    table = pa.table({"row_id": outcome["row_id"], "reason": pa.array(reasons, pa.string())}, schema=REJECTS)
+    names = [*outcome["row_id"].to_pylist(), *written.set_aside]
+    table = pa.table([pa.array(names), pa.array([*reasons, *written.set_aside.values()])], schema=REJECTS)
     return table.filter(pc.is_valid(table["reason"]))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -124,13 +125,14 @@ def _report(work: Work) -> Report:
 def _private(inputs: Mapping[str, Artifact], gallery_block: int) -> Private:
     """Real images, the worst matches beside them, and each training patient's closest kept image."""
     train = records.of_split(inputs["ingest"], "train")
-    sampled = records.synthetic(inputs["sample/0"], inputs["sample/0"])
-    student = inputs["evaluate/student_images"].table("rows", where=pc.starts_with(pc.field("row_id"), "kept-"))
+    scores = inputs["score/0"].table()
+    sampled = records.synthetic(inputs["sample/0"], inputs["sample/0"], scores["row_id"])
     student_scores = inputs["evaluate/student_scores"].table(where=pc.starts_with(pc.field("row_id"), "kept-"))
+    student = records.among(inputs["evaluate/student_images"].table("rows"), student_scores["row_id"])
     return Private(
         grids={"Real training images": _some(train.images)},
         pairs={
-            "Teacher": _worst(sampled.images, inputs["score/0"].table(), train),
+            "Teacher": _worst(sampled.images, scores, train),
             "Student": _worst(_images(student), student_scores, train),
         },
         ledger=_ledger(inputs, train, gallery_block),
@@ -185,6 +187,11 @@ def _dropped(inputs: Mapping[str, Artifact]) -> list[Drop]:
     ingest, decided, kept = inputs["ingest"].facts, _decided(inputs), inputs["filter"].facts
     drops = [Drop("ingest: images", reason, n, ingest["rows_in"]) for reason, n in sorted(ingest["rejected"].items())]
     drops += [Drop("ingest: words and phrases", reason, n) for reason, n in sorted(ingest["removed_text"].items())]
+    drops += [
+        Drop(f"{name}: rows", reason, n)
+        for name, artifact in inputs.items()
+        for reason, n in Counter(artifact.facts.get("set_aside", {}).values()).items()
+    ]
     reasons = decided.facts["reasons"]
     drops += [
         Drop("filter", reason, n, decided.manifest["rows"]) for reason, n in reasons.items() if reason != "kept"
