@@ -19,13 +19,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from running import RECIPE, ROOT, run_job
 from safetensors.numpy import load_file
 
+from jobs.command import NOT_CLEARED
 from pipeline import plan, records, scan
 from pipeline.artifact import Artifact, Store
 from pipeline.config import Recipe, changed, read
+from pipeline.rows import KILLS
 from pipeline.workers import ScoreImages
 
 pytestmark = pytest.mark.slow
@@ -287,3 +290,41 @@ def test_a_dry_run_says_what_is_reused_what_runs_and_why(finished_store: Path) -
     # The last column is broken over lines as wide as the terminal.
     assert "recipe differs: filter.percentile 70.0 -> " in " ".join(answer.stdout.split())
     assert "filter.rule percentile -> none" in " ".join(answer.stdout.split())
+
+
+def test_images_that_could_not_be_scored_are_dropped_counted_and_in_no_ratio(
+    store: Path, artifacts: dict[str, Artifact], recipe: Recipe
+) -> None:
+    test = artifacts["ingest"].table("records", ["row_id"], pc.field("split") == "test")["row_id"].to_pylist()
+    lost = _lose_a_row(store, artifacts["score/0"], artifacts["score/0"].table()["row_id"][0].as_py())
+    _lose_a_row(store, artifacts["score/unseen"], test[0])
+    _lose_a_row(store, artifacts["evaluate/student_scores"], "kept-000000")
+    for name in ("filter/0", "filter", "evaluate", "report", "report/custodian"):
+        shutil.rmtree(store / artifacts[name].key.path)
+    assert run_job("all", store).returncode in (0, NOT_CLEARED)
+    again = artifacts_of(store, recipe)
+    (decided,) = again["filter/0"].table(where=pc.field("row_id") == lost).to_pylist()
+    assert (decided["keep"], decided["reason"]) == (False, "no score")
+    assert again["filter/0"].manifest["rows"] == artifacts["filter/0"].manifest["rows"]
+    before, after = metrics_of(artifacts), metrics_of(again)
+    for subject in ("teacher", "control", "student"):
+        key = f"privacy/{subject}/reid_ratio"
+        assert after[key]["n"] == before[key]["n"] - 1, subject
+    assert (store / "report.html").read_text().count(KILLS) >= 3
+
+
+def metrics_of(artifacts: dict[str, Artifact]) -> dict[str, dict[str, float]]:
+    return json.loads((artifacts["evaluate"].local() / "metrics.json").read_text())
+
+
+def _lose_a_row(store: Path, artifact: Artifact, name: str) -> str:
+    """Take a row out as if it had been set aside."""
+    folder = store / artifact.key.path
+    for file in (folder / "rows").glob("*.parquet"):
+        table = pq.read_table(file)
+        pq.write_table(table.filter(pc.not_equal(table["row_id"], name)), file)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["facts"]["set_aside"] = {name: KILLS}
+    manifest["rows"] -= 1
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return name
