@@ -97,7 +97,7 @@ def _report(work: Work) -> Report:
         name=recipe.name,
         seed=recipe.seed,
         date=datetime.date.fromtimestamp(released.manifest["started_at"]).isoformat(),
-        recipe=_told(recipe),
+        recipe=yaml.safe_dump(_told(recipe), sort_keys=False),
         cleared=released.facts["cleared"],
         verdicts=[Verdict(**verdict) for verdict in released.facts["verdicts"]],
         metrics={key: Estimate.from_dict(value) for key, value in metrics.items()},
@@ -237,9 +237,9 @@ def _decided(inputs: Mapping[str, Artifact]) -> Artifact:
     return decided
 
 
-def _told(recipe: Recipe) -> str:
-    """The recipe as YAML without what names this machine."""
-    told: dict[str, Any] = recipe.model_dump(
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without what names this machine."""
+    return recipe.model_dump(
         mode="json",
         exclude={
             "cluster": True,
@@ -251,7 +251,6 @@ def _told(recipe: Recipe) -> str:
             "evaluate": {"encoder_folder"},
         },
     )
-    return yaml.safe_dump(told, sort_keys=False)
 
 
 def _images(table: pa.Table) -> UInt8[np.ndarray, "n h w c"]:
