@@ -100,7 +100,7 @@ def preflight(recipe: Recipe) -> None:
 def demands(recipe: Recipe) -> list[tuple[str, int, float, float]]:
     """Step, number of workers, CPU slots and GPUs of one, for everything that must run at once."""
     training = [
-        (word, section.workers, section.cpus_per_worker, float(section.gpu))
+        (word, section.min_workers or section.workers, section.cpus_per_worker, float(section.gpu))
         for word, section in (("teach", recipe.teach), ("distill", recipe.distill))
     ]
     pools = [

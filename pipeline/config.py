@@ -250,6 +250,8 @@ class Generator(Section):
     """Added to the recipe's seed."""
     workers: NonNegativeInt = 1
     """Ray Train workers; 0 trains in the process of the step itself, which starts none and cannot resume."""
+    min_workers: Count | None = None
+    """Training goes on with as few where the cluster has no more, and takes more when they come; none wants all."""
     cpus_per_worker: Positive = 1.0
     """CPU slots of one worker; on CPU its threads too."""
     gpu: bool = False
@@ -259,8 +261,13 @@ class Generator(Section):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
-        if self.batch_size % max(1, self.workers):
-            raise ValueError(f"batch_size {self.batch_size} must be a multiple of workers {self.workers}")
+        most = max(1, self.workers)
+        least = self.min_workers or most
+        if least > most:
+            raise ValueError(f"min_workers {least} must be at most workers {most}")
+        for n in range(least, most + 1):
+            if self.batch_size % n:
+                raise ValueError(f"batch_size {self.batch_size} must be a multiple of workers {n}")
         return self
 
 

@@ -48,12 +48,16 @@ class Group:
     cpus: float = 1.0
     gpu: bool = False
     market: Market | None = None
+    least: int | None = None
+    """Workers to go on with if the cluster has no more; none is all of them."""
 
 
 class Place(NamedTuple):
     """Where a trainee runs."""
 
     rank: int
+    of: int
+    """How many workers there are."""
     device: torch.device
     prepared: Callable[[nn.Module], Any]
     """Moves a module to the device, and wraps it where several workers average gradients."""
@@ -109,7 +113,7 @@ def train_on_rows(
         _loop,
         train_loop_config=config,
         scaling_config=train.ScalingConfig(
-            num_workers=group.workers,
+            num_workers=(group.least, group.workers) if group.least else group.workers,
             use_gpu=group.gpu,
             resources_per_worker={"CPU": group.cpus},
             label_selector=market_labels(group.market),
@@ -194,7 +198,7 @@ def _in_process(config: Mapping[str, Any], rows_uri: str, group: Group) -> Path:
     """The same steps here and now, without a checkpoint: for a fit that is over before workers would have started."""
     torch.set_num_threads(config["threads"])
     device = torch.device("cuda" if group.gpu else "cpu")
-    place = Place(0, device, lambda module: module.to(device))
+    place = Place(0, 1, device, lambda module: module.to(device))
     trainee = config["trainee"](read_rows(rows_uri).sort_by("row_id"), place=place, **config["arguments"])
     _train(trainee, config, None, lambda: None, contextlib.nullcontext)
     out = Path(tempfile.mkdtemp(prefix="pd-")) / RESULT
@@ -204,8 +208,8 @@ def _in_process(config: Mapping[str, Any], rows_uri: str, group: Group) -> Path:
 
 def _loop(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
-    rank = train.get_context().get_world_rank()
-    place = Place(rank, get_device(), prepare_model)
+    rank, of = train.get_context().get_world_rank(), train.get_context().get_world_size()
+    place = Place(rank, of, get_device(), prepare_model)
     trainee = config["trainee"](_shard(), place=place, **config["arguments"])
     checkpoint = train.get_checkpoint()
     if checkpoint is not None:

@@ -35,6 +35,8 @@ def fingerprinted(section: config.Generator) -> dict[str, Any]:
     told = section.model_dump(mode="json", exclude={"cpus_per_worker", "gpu", "market", "seed_offset"})
     del told["text"]["folder"]
     told["workers"] = max(1, told["workers"])  # one worker and none take the same steps
+    if told["min_workers"] is None:
+        del told["min_workers"]
     return told | {"text_folder": folder_digest(section.text.folder)}
 
 
@@ -162,6 +164,7 @@ class DenoiserTrainee:
             (null[0].to(device), mask[0].to(device)),
             seed,
             place.rank,
+            place.of,
         )
 
     def step(self) -> None:
@@ -185,7 +188,7 @@ class AutoencoderTrainee:
         model = autoencoder.build(section.autoencoder, self._images, seed)
         _, latent_px = autoencoder.latent_shape(section.autoencoder, self._images.shape[-1], self._images.shape[1])
         objective = place.prepared(autoencoder.Objective(section.autoencoder, cast("AutoencoderKL", model)))
-        self.fit = training.AutoencoderTraining(section, objective, latent_px, seed, place.rank)
+        self.fit = training.AutoencoderTraining(section, objective, latent_px, seed, place.rank, place.of)
         self._device = place.device
 
     def step(self) -> None:
@@ -221,7 +224,7 @@ def _computed_autoencoder(cfg: config.Autoencoder, pixels: np.ndarray, seed: int
 
 
 def _group(section: config.Generator) -> fit.Group:
-    return fit.Group(section.workers, section.cpus_per_worker, section.gpu, section.market)
+    return fit.Group(section.workers, section.cpus_per_worker, section.gpu, section.market, section.min_workers)
 
 
 def _column(values: torch.Tensor) -> pa.ExtensionArray:

@@ -119,6 +119,8 @@ def test_any_shares_that_sum_to_one_up_to_rounding_are_taken(shares: list[float]
         ({"distill.denoiser.heads": 3}, "distill.denoiser.width 256 must be a multiple of heads 3"),
         ({"teach.denoiser.kind": "unet"}, "teach: denoiser 'unet' needs autoencoder 'kl' or 'pixel'"),
         ({"teach.workers": 3}, "batch_size 64 must be a multiple of workers 3"),
+        ({"teach.workers": 4, "teach.min_workers": 2}, "batch_size 64 must be a multiple of workers 3"),
+        ({"teach.workers": 1, "teach.min_workers": 2}, "min_workers 2 must be at most workers 1"),
         ({"sample.min_actors": 3}, "min_actors 3 must be at most actors 2"),
         ({"ingest.kind": "table"}, "kind 'table' needs a folder: give ingest.root"),
     ],

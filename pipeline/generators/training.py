@@ -41,9 +41,13 @@ class Fit:
         n_images: int,
         seed: int,
         rank: int = 0,
+        of: int = 1,
     ) -> None:
-        """`modules` may be wrapped in DistributedDataParallel; parameters that need no gradient stay as they are."""
-        self.cfg, self.lr, self.n_images, self.seed, self.rank = cfg, lr, n_images, seed, rank
+        """`modules` may be wrapped in DistributedDataParallel; parameters that need no gradient stay as they are.
+
+        This is worker `rank` of as many as `of`.
+        """
+        self.cfg, self.lr, self.n_images, self.seed, self.rank, self.of = cfg, lr, n_images, seed, rank, of
         self.images_seen = 0
         self.modules = {name: unwrapped(module) for name, module in modules.items()}
         self.parameters = {
@@ -75,7 +79,7 @@ class Fit:
     @property
     def shard(self) -> slice:
         """This worker's part of a global batch."""
-        n_local = self.cfg.batch_size // max(1, self.cfg.workers)
+        n_local = self.cfg.batch_size // self.of
         return slice(self.rank * n_local, (self.rank + 1) * n_local)
 
     def update(self, loss: Float[Tensor, ""]) -> None:
@@ -142,10 +146,11 @@ class Training(Fit):
         null_prompt: tuple[Tensor, Int64[Tensor, " t"]],
         seed: int,
         rank: int = 0,
+        of: int = 1,
     ) -> None:
         """`null_prompt`: the empty prompt's ids, or embeddings where there is no text encoder, and its mask."""
         modules = {"denoiser": denoiser_network} | ({"text": text_encoder} if text_encoder is not None else {})
-        super().__init__(cfg, modules, lr=cfg.lr, n_images=cfg.n_images, seed=seed, rank=rank)
+        super().__init__(cfg, modules, lr=cfg.lr, n_images=cfg.n_images, seed=seed, rank=rank, of=of)
         self.denoiser, self.text_encoder = denoiser_network.train(), text_encoder
         self.null_text, self.null_mask = null_prompt
         self.schedule: Any = denoiser.schedule(cfg.prediction)
@@ -215,7 +220,9 @@ class Training(Fit):
 class AutoencoderTraining(Fit):
     """Training of an `AutoencoderKL`; the module `autoencoder` of `averaged()` is its objective."""
 
-    def __init__(self, cfg: config.Generator, objective: nn.Module, latent_px: int, seed: int, rank: int = 0) -> None:
+    def __init__(
+        self, cfg: config.Generator, objective: nn.Module, latent_px: int, seed: int, rank: int = 0, of: int = 1
+    ) -> None:
         super().__init__(
             cfg,
             {"autoencoder": objective},
@@ -223,6 +230,7 @@ class AutoencoderTraining(Fit):
             n_images=cfg.autoencoder.n_images,
             seed=seed,
             rank=rank,
+            of=of,
         )
         self.objective = objective.train()
         self.noise_shape = (cfg.batch_size, cfg.autoencoder.latent_channels, latent_px, latent_px)

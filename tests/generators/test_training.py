@@ -33,10 +33,10 @@ def generator(**changes: object) -> config.Generator:
     return config.Generator.model_validate(shape | changes)
 
 
-def begin(cfg: config.Generator, rank: int = 0) -> training.Training:
+def begin(cfg: config.Generator, rank: int = 0, of: int = 1) -> training.Training:
     encoder = text.build_encoder(cfg.text, TOKENIZER, cfg.denoiser.kind, seed=0)
     network = denoiser.build(cfg.denoiser, 2, 4, text.width(encoder), seed=0)
-    return training.Training(cfg, network, encoder, NULL, seed=0, rank=rank)
+    return training.Training(cfg, network, encoder, NULL, seed=0, rank=rank, of=of)
 
 
 def advance(run: training.Training, steps: int) -> list[float]:
@@ -71,7 +71,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_undisturbed_run(tmp_path: Path
 
 def test_two_workers_see_what_one_sees() -> None:
     alone = begin(generator())
-    pair = [begin(generator(workers=2), rank) for rank in (0, 1)]
+    pair = [begin(generator(), rank, of=2) for rank in (0, 1)]
     rows = alone.rows(N_ROWS)
     assert [*pair[0].rows(N_ROWS), *pair[1].rows(N_ROWS)] == list(rows)
     for images_seen in (0, 8):

@@ -1,0 +1,88 @@
+"""Training by several workers: as one would, whatever becomes of one of them, and with as many as there are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from running import RECIPE, ROOT, run_job
+from test_chaos import alive, until
+
+from pipeline import fit, plan
+from pipeline.artifact import Artifact, Store
+from pipeline.config import Recipe, changed, read
+from pipeline.generator import DenoiserTrainee
+from pipeline.generators import folder
+
+pytestmark = pytest.mark.slow
+TWO = ("--teach.workers", "2", "--teach.checkpoint-images", "320")
+LOSS_TOLERANCE = 1e-3
+"""Relative. Sums of gradients are rounded in another order; what that changes grows over the steps."""
+
+
+def made(store: Path, recipe: Recipe, name: str) -> Artifact:
+    (artifact,) = (line.artifact for line in plan.plan(recipe, Store(store)) if line.task.name == name)
+    assert artifact is not None
+    return artifact
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return changed(read(RECIPE), {"teach.workers": 2, "teach.checkpoint_images": 320})
+
+
+@pytest.fixture(scope="module")
+def by_two(finished_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose teacher was trained by two workers."""
+    store = shutil.copytree(finished_store, tmp_path_factory.mktemp("by two") / "store")
+    answer = run_job("teach", store, *TWO)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return store
+
+
+@torch.no_grad()
+def loss(store: Path, recipe: Recipe) -> float:
+    """The saved teacher's mean loss over many draws of noise, on the rows that it was trained on."""
+    saved = folder.load(made(store, recipe, "teach").local() / "pipeline", "cpu")
+    latents = made(store, recipe, "teach/latents")
+    place = fit.Place(0, 1, torch.device("cpu"), lambda module: module)
+    trainee = DenoiserTrainee(latents.table("rows"), place=place, section=recipe.teach, source=latents, seed=0)
+    run = trainee.fit
+    run.modules["denoiser"].load_state_dict(saved.transformer.state_dict())
+    run.modules["text"].load_state_dict(saved.text_encoder.state_dict())
+    losses = []
+    for images_seen in range(0, 100 * recipe.teach.batch_size, recipe.teach.batch_size):
+        run.images_seen = images_seen
+        rows = torch.from_numpy(run.rows(len(trainee._latents)))
+        losses.append(run.loss(trainee._latents[rows], trainee._text[rows], trainee._mask[rows], images_seen))
+    return float(torch.stack(losses).mean())
+
+
+def test_two_workers_train_to_the_loss_of_one(by_two: Path, recipe: Recipe) -> None:
+    alone, together = loss(by_two, read(RECIPE)), loss(by_two, recipe)
+    assert together == pytest.approx(alone, rel=LOSS_TOLERANCE)
+
+
+def test_training_goes_on_from_the_last_checkpoint_when_one_of_two_workers_is_killed(
+    by_two: Path, finished_store: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    store = shutil.copytree(finished_store, tmp_path / "store")
+    command = [sys.executable, "-m", "jobs.teach", str(RECIPE), "--store", str(store), *TWO]
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    work = store / made(by_two, recipe, "teach").key.work_path
+    until(lambda: any(work.rglob("state.safetensors")) or job.poll() is not None)
+    workers = alive(job.pid, "ray::RayTrainWorker")
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    assert job.wait(300) == 0, (tmp_path / "log").read_text()
+    there, wanted = (made(one, recipe, "teach").local() / "pipeline" for one in (store, by_two))
+    for part in ("transformer", "text_encoder"):
+        (first,), (second,) = (list((one / part).glob("*.safetensors")) for one in (there, wanted))
+        assert first.read_bytes() == second.read_bytes(), part
