@@ -9,8 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from ray import cloudpickle
 from running import RECIPE, ROOT, run_job
 from test_chaos import alive, until
 
@@ -19,6 +22,7 @@ from pipeline.artifact import Artifact, Store
 from pipeline.config import Recipe, changed, read
 from pipeline.generator import DenoiserTrainee
 from pipeline.generators import folder
+from pipeline.progress import Bar, Board
 
 pytestmark = pytest.mark.slow
 TWO = ("--teach.workers", "2", "--teach.checkpoint-images", "320")
@@ -86,3 +90,55 @@ def test_training_goes_on_from_the_last_checkpoint_when_one_of_two_workers_is_ki
     for part in ("transformer", "text_encoder"):
         (first,), (second,) = (list((one / part).glob("*.safetensors")) for one in (there, wanted))
         assert first.read_bytes() == second.read_bytes(), part
+
+
+class Counted:
+    """A fit that only counts."""
+
+    def __init__(self) -> None:
+        self.n_images, self.images_seen = 8, 0
+
+    @property
+    def done(self) -> bool:
+        return self.images_seen >= self.n_images
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"images_seen": torch.tensor(self.images_seen)}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        self.images_seen = int(state["images_seen"])
+
+
+class HangsOnce:
+    """Notes every step, and waits for ever at one of them when it comes there first."""
+
+    def __init__(self, table: pa.Table, *, place: fit.Place, log: Path):
+        self.fit, self._log = Counted(), log
+
+    def step(self) -> None:
+        before = self._log.read_text().split() if self._log.exists() else []
+        with self._log.open("a") as log:
+            log.write(f"{self.fit.images_seen}\n")
+        if self.fit.images_seen == 5 and "5" not in before:
+            time.sleep(600)
+        self.fit.images_seen += 1
+
+    def save(self, out: Path) -> None:
+        out.mkdir()
+
+
+def test_a_training_worker_that_hangs_is_ended_and_training_goes_on_from_the_last_checkpoint(
+    local_ray: None, tmp_path: Path
+) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find this file
+    pq.write_table(pa.table({"row_id": ["a"]}), tmp_path / "rows.parquet")
+    fit.train_on_rows(
+        HangsOnce,
+        {"log": tmp_path / "log"},
+        str(tmp_path / "rows.parquet"),
+        group=fit.Group(),
+        checkpoint_images=4,
+        work_uri=str(tmp_path / "work"),
+        bar=Bar(Board.remote(), "test", hang_s=15),
+    )
+    assert (tmp_path / "log").read_text().split() == [*"012345", *"4567"]
