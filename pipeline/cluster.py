@@ -175,7 +175,7 @@ def _quiet() -> None:
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's newer output prints boxes whatever verbose says
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("ray", "ray.data", "ray.train"):  # what they log as an error they also raise
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):  # what they log as an error they also raise
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

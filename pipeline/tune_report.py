@@ -161,24 +161,30 @@ def table(found: Answer, recipe: Recipe) -> Table:
     shown = Table(title=f"settings tried: {len(found.tried)}", title_justify="left", box=None, padding=(0, 1))
     shown.add_column("")
     shown.add_column("setting", overflow="fold")
-    shown.add_column("measured on")
-    for heading in ("kept", "auditor's ratio", "macro AUROC", "unseen: ratio", "macro AUROC"):
+    for heading in ("kept", "auditor's ratio", "macro AUROC"):
         shown.add_column(heading, justify="right", no_wrap=True)
     measured = [one for one in found.tried if one.validation]
+    rung = None
     for one in sorted(measured, key=lambda one: (-one.rung, one.number not in found.on_front, one.number)):
+        if one.rung != rung:
+            rung = one.rung
+            shown.add_row("", f"{MEASURED_ON[rung]}:")
         mark = "→" if one.number == found.recommended else "•" if one.number in found.on_front else ""
         own = " (the recipe's)" if is_own(recipe, one.settings) else ""
-        found_on = [_told(m.get(key)) for m in (one.validation, one.test) for key in ("audit_ratio", "macro_auroc")]
-        shown.add_row(mark, parameter(one.settings) + own, MEASURED_ON[one.rung], f"{one.kept_frac:.0%}", *found_on)
-        if one.test:  # what the student adds or costs
-            without = [_told(one.kept_set.get(key)) for key in ("audit_ratio", "macro_auroc")]
-            shown.add_row("", "  without a student", MEASURED_ON[0], "", *without)
+        shown.add_row(mark, f"{parameter(one.settings)}{own}", f"{one.kept_frac:.0%}", *_both_of(one.validation))
+        if one.test:
+            shown.add_row("", "  unseen patients", "", *_both_of(one.test))
+            shown.add_row("", "  without a student", "", *_both_of(one.kept_set))  # what it adds or costs
     return shown
 
 
 def failures(found: Answer) -> list[str]:
     """A line for every setting that could not be measured."""
     return [f"{parameter(one.settings)} failed: {one.failed}" for one in found.tried if one.failed]
+
+
+def _both_of(metrics: Mapping[str, Estimate]) -> list[str]:
+    return [_told(metrics.get(key)) for key in ("audit_ratio", "macro_auroc")]
 
 
 def _told(found: Estimate | None) -> str:
