@@ -273,13 +273,15 @@ def test_the_table_has_no_filter_and_no_student_beside_every_front(recipe: Recip
     rungs = [
         [one._replace(settings={"filter.rule": "none"}) if not one.number else one for one in rung] for rung in rungs
     ]
-    console = Console(width=200)
+    console = Console(width=80)
     with console.capture() as captured:
         console.print(tune_report.table(tune_report.answer(recipe, rungs), recipe))
     lines = captured.get().splitlines()
+    assert "full students:" in lines[2]
     for setting in ("no filter", "percentile 51"):
         (at,) = [i for i, line in enumerate(lines) if setting in line]
-        assert "full students" in lines[at] and "without a student" in lines[at + 1] and "0." in lines[at + 1]
+        assert "unseen patients" in lines[at + 1] and "without a student" in lines[at + 2] and "0." in lines[at + 2]
+    assert not any("…" in line for line in lines)
 
 
 def test_a_failed_setting_is_told_and_does_not_stop_the_rest(recipe: Recipe) -> None:
