@@ -19,15 +19,16 @@ import ray
 import ray.data
 import torch
 from ray import train
-from ray.train.torch import TorchTrainer, get_device, prepare_model
+from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from safetensors.torch import load, load_file, save_file
 from torch import nn
 
 from pipeline.artifact import ArtifactError
-from pipeline.cluster import market_labels
+from pipeline.cluster import is_own, market_labels
 from pipeline.config import Market
 from pipeline.folders import Folder
 from pipeline.generators.training import Fit
+from pipeline.loopback import Loopback
 from pipeline.progress import Bar
 from pipeline.rows import read_rows
 from pipeline.storage import located, sizes
@@ -106,6 +107,7 @@ def train_on_rows(
     trainer = TorchTrainer(
         _loop,
         train_loop_config=config,
+        torch_config=Loopback() if is_own() else TorchConfig(),
         scaling_config=train.ScalingConfig(
             num_workers=group.workers,
             use_gpu=group.gpu,
