@@ -31,6 +31,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipeline.config import canonical
+from pipeline.inspection import require_plain
 from pipeline.storage import S3, Patience, is_denied, located, sizes
 
 Class = Literal["private", "releasable"]
@@ -58,12 +59,13 @@ def fingerprint(name: str, version: int, config: Mapping[str, Any], inputs: Mapp
 def folder_digest(folder: Path | None) -> str | None:
     """SHA-256 over names and bytes of a folder's files; none for no folder. A recipe's folder counts by content.
 
-    Raises: ArtifactError if the folder is not there.
+    Raises: ArtifactError if the folder is not there; UnsafeFolderError if it holds more than a model's data.
     """
     if folder is None:
         return None
     if not folder.is_dir():
         raise ArtifactError(f"recipe: want the folder of a saved model, got nothing at {folder} — correct its path")
+    require_plain(folder)
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(
