@@ -100,6 +100,8 @@ def _end(status: int) -> NoReturn:
         for process in reversed(psutil.Process().children(recursive=True)):
             with contextlib.suppress(psutil.Error):
                 process.kill()
+        if "pipeline.cluster" in sys.modules:
+            sys.modules["pipeline.cluster"].forget_spilled()
     os._exit(status)
 
 

@@ -15,6 +15,7 @@ from pipeline.artifact import ArtifactError, Store, explained_full_disk
 from pipeline.cohorts.splits import SplitError
 from pipeline.cohorts.table import CohortError
 from pipeline.config import ConfigError, Recipe
+from pipeline.inspection import UnsafeFolderError
 from pipeline.nodes import Nodes, Throughput, require_known
 from pipeline.progress import View
 from pipeline.steps.filter import NothingKeptError
@@ -37,6 +38,7 @@ EXPLAINED = (
     LeakError,
     TrialError,
     SchemaError,
+    UnsafeFolderError,
     cluster.ClusterError,
 )
 

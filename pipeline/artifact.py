@@ -31,6 +31,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipeline.config import canonical
+from pipeline.inspection import require_plain
 from pipeline.storage import S3, Patience, is_denied, located, sizes
 
 Class = Literal["private", "releasable"]
@@ -58,12 +59,13 @@ def fingerprint(name: str, version: int, config: Mapping[str, Any], inputs: Mapp
 def folder_digest(folder: Path | None) -> str | None:
     """SHA-256 over names and bytes of a folder's files; none for no folder. A recipe's folder counts by content.
 
-    Raises: ArtifactError if the folder is not there.
+    Raises: ArtifactError if the folder is not there; UnsafeFolderError if it holds more than a model's data.
     """
     if folder is None:
         return None
     if not folder.is_dir():
         raise ArtifactError(f"recipe: want the folder of a saved model, got nothing at {folder} — correct its path")
+    require_plain(folder)
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(
@@ -287,6 +289,8 @@ class Store:
     def draft(self, key: Key, *, resumable: bool = False) -> Draft:
         """A place to make the artifact; leftovers of an earlier attempt are removed unless it resumes from them.
 
+        A folder `private/` that is not there yet is made for this user alone; who shares it changes its permissions.
+
         On a remote store they may be another run's, at work this moment: they are left alone until nothing was added
         for a week.
         """
@@ -301,6 +305,8 @@ class Store:
         if not resumable:
             self._remove(self.path_of(key))
         with explained_disk(folder):
+            if key.kind == "private":
+                (self.local_root / "private").mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
         draft = Draft(self, key, folder)
         work = self.fs.get_file_info(f"{self.root}/{draft.work_path}")
@@ -428,6 +434,14 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
         beside.rename(path)
+
+    def copy_for_custodian(self, source: str, name: str) -> None:
+        """Copy a file of the store to a name at its top, in a folder of this machine for this user alone."""
+        path = f"{self.root}/{name}"
+        if self.local_root is not None:
+            Path(path).touch(0o600)
+            Path(path).chmod(0o600)
+        self.fs.copy_file(source, path)
 
     def local(self, artifact: Artifact) -> Path:
         """The artifact's folder on this machine."""

@@ -6,12 +6,16 @@ import contextlib
 import faulthandler
 import logging
 import os
+import secrets
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
+from ray._private import ray_constants, worker
 from ray._private.state import state
 from ray.exceptions import RayTaskError
 from ray.train import WorkerGroupError
@@ -22,6 +26,8 @@ from pipeline.config import Market, Recipe
 # to spare they would wait for each other (ray#44687 hangs without an error). So a laptop offers two more slots
 # than it has cores.
 SPARE_SLOTS = 2
+MAX_TEMPDIR = 28
+LOOPBACK = "127.0.0.1"
 
 
 class ClusterError(RuntimeError):
@@ -32,6 +38,9 @@ class ClusterError(RuntimeError):
 def connect(recipe: Recipe) -> Iterator[None]:
     """Ray for the time of a run: the cluster at `cluster.address`, or one of its own on this machine.
 
+    The own one answers to this user's processes only: it wants a token, listens on loopback, has no dashboard, and
+    keeps its files where nobody else may look. With an address, the environment says which token
+    (`RAY_AUTH_MODE`, `RAY_AUTH_TOKEN`, `RAY_AUTH_TOKEN_PATH`).
     After an error it stays until the process ends, as `ray.shutdown` hangs or crashes beside a task that still runs
     in a thread.
     Raises: ClusterError if the cluster cannot hold the recipe's largest pool.
@@ -40,18 +49,36 @@ def connect(recipe: Recipe) -> Iterator[None]:
     if recipe.cluster.address:
         ray.init(address=recipe.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     else:
-        with _muted_stderr():  # ray's core greets with its log level
+        _take_token()
+        folder = _own_folder()
+        with _muted_stderr(), _on_loopback():  # ray's core greets with its log level
             ray.init(
                 num_cpus=(os.cpu_count() or 1) + SPARE_SLOTS,
                 object_store_memory=int(recipe.cluster.object_store_gb * 1e9),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                _temp_dir=_short_temporary_folder(),
+                _temp_dir=f"{folder}/ray",
             )
     preflight(recipe)
     yield
     ray.shutdown()
+
+
+def is_own() -> bool:
+    """Whether this is the Ray that `connect` starts on this machine, and not a cluster."""
+    return ray.util.get_node_ip_address() == LOOPBACK
+
+
+def forget_spilled() -> None:
+    """Remove what this process's own Ray wrote to disk of objects that did not fit into memory.
+
+    `ray.shutdown` does it too; a run that ends by an error or Ctrl-C does not get there.
+    """
+    node = worker._global_node
+    if node is not None and node.is_head():
+        for folder in Path(node.get_session_dir_path()).glob(f"{ray_constants.DEFAULT_OBJECT_PREFIX}_*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -179,9 +206,46 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _short_temporary_folder() -> str:
-    # Ray's sockets live below it and their paths may have 107 characters, which a long TMPDIR exceeds.
-    return "/tmp/ray" if len(tempfile.gettempdir()) > 40 else f"{tempfile.gettempdir()}/ray"
+def _take_token() -> None:
+    """A token that only this run's processes know, where the environment names none.
+
+    Ray's own would be one for all runs, in a file of the home folder that everybody may read. That a token is asked
+    for at all is Ray's default for a cluster of its own, unless `RAY_AUTH_MODE` says otherwise.
+    """
+    if not os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _own_folder() -> Path:
+    """A folder for Ray's sessions that nobody else may enter: images are spilled to it, and Ray opens its own folders
+    to everybody.
+
+    Raises: ClusterError if somebody else made it.
+    """
+    # Ray's sockets live below it, and their paths may have 107 characters.
+    base = Path(tempfile.gettempdir())
+    folder = (base if len(str(base)) <= MAX_TEMPDIR else Path("/tmp")) / f"pd-{os.geteuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise ClusterError(
+            f"{folder}: want a folder that only this user may enter, got {stat.filemode(found.st_mode)} of user "
+            f"{found.st_uid} — remove it, or set TMPDIR to a folder of your own"
+        )
+    return folder
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """What Ray starts in this block listens on 127.0.0.1 only, as on macOS and Windows.
+
+    On Linux it listens on every interface, and turns a `_node_ip_address` of 127.0.0.1 into the machine's own.
+    """
+    usual, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = usual
 
 
 @contextlib.contextmanager

@@ -21,15 +21,16 @@ import ray
 import ray.data
 import torch
 from ray import train
-from ray.train.torch import TorchTrainer, get_device, prepare_model
+from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from safetensors.torch import load, load_file, save_file
 from torch import nn
 
 from pipeline.artifact import ArtifactError
-from pipeline.cluster import ended_if_hanging, market_labels
+from pipeline.cluster import ended_if_hanging, is_own, market_labels
 from pipeline.config import Market
 from pipeline.folders import Folder
 from pipeline.generators.training import Fit
+from pipeline.loopback import Loopback
 from pipeline.progress import Bar
 from pipeline.rows import read_rows
 from pipeline.storage import located, sizes
@@ -112,6 +113,7 @@ def train_on_rows(
     trainer = TorchTrainer(
         _loop,
         train_loop_config=config,
+        torch_config=Loopback() if is_own() else TorchConfig(),
         scaling_config=train.ScalingConfig(
             num_workers=(group.least, group.workers) if group.least else group.workers,
             use_gpu=group.gpu,

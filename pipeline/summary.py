@@ -30,7 +30,7 @@ def publish(lines: Sequence[Line], store: Store) -> Metrics:
     }
     with store.fs.open_output_stream(f"{store.root}/summary.json") as stream:
         stream.write(json.dumps(summary, indent=1).encode())
-    store.fs.copy_file(f"{artifacts['report/custodian'].path}/report.html", f"{store.root}/report.html")
+    store.copy_for_custodian(f"{artifacts['report/custodian'].path}/report.html", "report.html")
     release = f"{store.root}/release"
     if store.fs.get_file_info(release).type == pafs.FileType.Directory:
         with contextlib.suppress(FileNotFoundError):  # another run on the same bucket was quicker
@@ -55,7 +55,10 @@ def publish_study(lines: Sequence[Line], store: Store) -> str:
         (f"{public}/summary.json", "summary.json"),
     ):
         if store.fs.get_file_info(source).type == pafs.FileType.File:
-            store.fs.copy_file(source, f"{folder}/{name}")
+            if source.startswith(f"{private}/"):
+                store.copy_for_custodian(source, f"tune/{name}")
+            else:
+                store.fs.copy_file(source, f"{folder}/{name}")
         elif store.fs.get_file_info(f"{folder}/{name}").type == pafs.FileType.File:
             store.fs.delete_file(f"{folder}/{name}")  # of an earlier study
     return f"{store.uri}/tune"

@@ -117,6 +117,21 @@ def test_a_draft_is_not_found_before_it_is_committed(store: Store) -> None:
     assert store.find(KEY) is None
 
 
+def test_the_private_part_is_for_this_user_alone_unless_it_was_there_before(tmp_path: Path) -> None:
+    usual = os.umask(0o022)
+    try:
+        for kind in ("private", "releasable"):
+            Store(tmp_path / "new").draft(Key(kind, "thing", "ab"))
+        (tmp_path / "shared" / "private").mkdir(parents=True)
+        Store(tmp_path / "shared").draft(Key("private", "thing", "ab"))
+    finally:
+        os.umask(usual)
+    modes = {
+        name: (tmp_path / name).stat().st_mode & 0o777 for name in ("new/private", "new/releasable", "shared/private")
+    }
+    assert modes == {"new/private": 0o700, "new/releasable": 0o755, "shared/private": 0o755}
+
+
 def test_rows_come_back_in_the_order_of_row_id_whatever_files_hold_them(store: Store) -> None:
     draft = store.draft(KEY)
     (draft.folder / "rows").mkdir()

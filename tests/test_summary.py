@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,15 @@ def test_a_figure_that_could_not_be_measured_is_left_blank() -> None:
     unmeasured = {"value": None, "low": None, "high": None, "n": 0}
     lines = shown({"utility/student/macro_auroc": unmeasured, "privacy/control/reid_ratio": unmeasured})
     assert lines["student"] == "student" and lines["control"] == "control"
+
+
+def test_the_custodians_report_is_for_this_user_alone_and_the_package_is_not(tmp_path: Path) -> None:
+    usual = os.umask(0o022)
+    try:
+        publish(Store(tmp_path), cleared=True, written=True)
+        publish(Store(tmp_path), cleared=True, written=True, seed=1)
+    finally:
+        os.umask(usual)
+    assert (tmp_path / "report.html").read_text() == "private 1"
+    assert (tmp_path / "report.html").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "release" / "report.html").stat().st_mode & 0o044 == 0o044

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import config
 from pipeline.generators.denoiser import BETA_SCHEDULE, TIMESTEPS
+from pipeline.inspection import UnsafeFolderError, require_plain
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from pipeline.generators.autoencoder import Autoencoder
     from pipeline.generators.denoiser import Denoiser
 
-SUFFIXES = {".json", ".safetensors", ".txt", ".md", ".model"}
 PIPELINES = {"PixArtAlphaPipeline", "StableDiffusionPipeline"}
 LIBRARIES = {"diffusers", "transformers"}
 
@@ -45,10 +45,6 @@ CHATTY_LOGGERS = (
     "diffusers.pipelines.pipeline_utils",
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
 )
-
-
-class UnsafeFolderError(ValueError):
-    """A folder that is not a plain diffusers pipeline with safetensors."""
 
 
 def save(
@@ -99,30 +95,26 @@ def load(folder: Path, device: str = "cpu") -> DiffusionPipeline:
 def inspect(folder: Path) -> None:
     """Refuse a folder that could make a loader unpickle or run something.
 
-    Raises: UnsafeFolderError for anything but JSON, text and safetensors, for a link, for a class that is neither
-        one of the two pipelines nor from diffusers or transformers, and for a config that names code of its own.
+    Raises: UnsafeFolderError for anything that is not data, and for a class that is neither one of the two pipelines
+        nor from diffusers or transformers.
     """
     index = folder / "model_index.json"
     if not index.is_file():
-        raise UnsafeFolderError(f"{folder}: want a diffusers pipeline, got no model_index.json — was it saved?")
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or (path.is_file() and path.suffix not in SUFFIXES):
-            raise UnsafeFolderError(
-                f"{folder}: want only {', '.join(sorted(SUFFIXES))} files, got {path.relative_to(folder)} "
-                "— convert weights to safetensors and remove code"
-            )
-        if path.suffix == ".json" and "auto_map" in path.read_text(encoding="utf-8"):
-            raise UnsafeFolderError(
-                f"{folder}: want no custom code, got an auto_map in {path.relative_to(folder)} — remove it"
-            )
+        raise UnsafeFolderError(f"model {folder}: want a diffusers pipeline, got no model_index.json — was it saved?")
+    require_plain(folder)
     parts = json.loads(index.read_text(encoding="utf-8"))
-    if parts.get("_class_name") not in sorted(PIPELINES):
+    if not isinstance(parts, dict) or parts.get("_class_name") not in sorted(PIPELINES):
+        got = parts.get("_class_name") if isinstance(parts, dict) else parts
         raise UnsafeFolderError(
-            f"{index}: want one of {', '.join(sorted(PIPELINES))}, got {parts.get('_class_name')!r}"
+            f"model {folder}: model_index.json: want one of {', '.join(sorted(PIPELINES))} as _class_name, "
+            f"got {got!r} — give a pipeline that this project saved"
         )
     for name, value in parts.items():
-        if isinstance(value, list) and value[0] not in (*LIBRARIES, None):
-            raise UnsafeFolderError(f"{index}: {name}: want a class of diffusers or transformers, got {value!r}")
+        if isinstance(value, list) and (len(value) != 2 or value[0] not in (*LIBRARIES, None)):
+            raise UnsafeFolderError(
+                f"model {folder}: model_index.json: {name}: want a class of diffusers or transformers, got {value!r} "
+                "— give a pipeline without custom code"
+            )
 
 
 def snippet(folder: str, prompt: str, sample: config.Sample, cfg: config.Generator) -> str:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from pipeline import config
+from pipeline.inspection import require_plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -49,9 +50,13 @@ def train_tokenizer(prompts: Iterable[str], max_tokens: int) -> PreTrainedTokeni
 
 
 def load_tokenizer(folder: Path, max_tokens: int) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local text encoder, cut to `max_tokens`, which pipelines pad to."""
+    """The tokenizer of a local text encoder, cut to `max_tokens`, which pipelines pad to.
+
+    Raises: UnsafeFolderError.
+    """
     from transformers import AutoTokenizer
 
+    require_plain(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     tokenizer.model_max_length = min(max_tokens, tokenizer.model_max_length)
     return tokenizer
@@ -151,6 +156,7 @@ def _id(token_id: Any) -> int:
 def _load_encoder(folder: Path) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModel, CLIPTextModel, T5EncoderModel
 
+    require_plain(folder)
     options = {"local_files_only": True, "trust_remote_code": False}
     kind = AutoConfig.from_pretrained(folder, **options).model_type
     # The automatic class would load the image half of CLIP and the decoder of T5 too.

@@ -83,7 +83,7 @@ def test_a_file_that_could_run_code_is_refused(name: str, tmp_path: Path) -> Non
     folder.inspect(tmp_path)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
-    with pytest.raises(folder.UnsafeFolderError, match=f"got {name}"):
+    with pytest.raises(folder.UnsafeFolderError, match=f"{name}: want only"):
         folder.load(tmp_path)
 
 

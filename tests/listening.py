@@ -1,0 +1,55 @@
+"""Where the processes of a session listen, as the kernel tells it."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+LISTENS = "0A"
+
+
+class Listener(NamedTuple):
+    """A process that takes connections."""
+
+    name: str
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches it."""
+        mapped = getattr(self.address, "ipv4_mapped", None)
+        return (mapped or self.address).is_loopback
+
+
+def listeners(session: int) -> set[Listener]:
+    """All that the processes of a session listen on; `session` is the process id of its first one."""
+    sockets = _listening_sockets()
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+            if int(rest.split()[3]) != session:
+                continue
+            for handle in (stat.parent / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    inode = re.fullmatch(r"socket:\[(\d+)\]", str(handle.readlink()))
+                    if inode and inode[1] in sockets:
+                        found.add(Listener(name, *sockets[inode[1]]))
+    return found
+
+
+def _listening_sockets() -> dict[str, tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]]:
+    sockets = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            columns = line.split()
+            if columns[3] == LISTENS:
+                address, port = columns[1].split(":")
+                # Four bytes at a time, each as the machine has numbers: little-endian.
+                words = [bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8)]
+                sockets[columns[9]] = (ipaddress.ip_address(b"".join(words)), int(port, 16))
+    return sockets
