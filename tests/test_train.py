@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from clusters import RAY, end, free_port, head, members, short_folder, started, with_token
 from ray import cloudpickle
 from running import RECIPE, ROOT, run_job
 from test_chaos import alive, until
 
 from pipeline import fit, plan
-from pipeline.artifact import Artifact, Store
+from pipeline.artifact import Artifact, Key, Store
 from pipeline.config import Recipe, changed, read
 from pipeline.generator import DenoiserTrainee
 from pipeline.generators import folder
@@ -31,9 +32,14 @@ LOSS_TOLERANCE = 1e-3
 
 
 def made(store: Path, recipe: Recipe, name: str) -> Artifact:
-    (artifact,) = (line.artifact for line in plan.plan(recipe, Store(store)) if line.task.name == name)
+    artifact = Store(store).find(key_of(store, recipe, name))
     assert artifact is not None
     return artifact
+
+
+def key_of(store: Path, recipe: Recipe, name: str) -> Key:
+    (key,) = (line.key for line in plan.plan(recipe, Store(store)) if line.task.name == name)
+    return key
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +148,36 @@ def test_a_training_worker_that_hangs_is_ended_and_training_goes_on_from_the_las
         bar=Bar(Board.remote(), "test", hang_s=15),
     )
     assert (tmp_path / "log").read_text().split() == [*"012345", *"4567"]
+
+
+def test_training_with_a_range_of_workers_goes_on_with_one_when_the_node_of_the_other_is_lost(
+    by_two: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    store, environment = shutil.copytree(by_two, tmp_path / "store"), with_token()
+    elastic = changed(recipe, {"teach.min_workers": 1})
+    port = free_port()
+    node = [
+        *RAY,
+        "start",
+        f"--address=127.0.0.1:{port}",
+        "--num-cpus=1",
+        "--block",
+        "--object-store-memory=100000000",
+    ]
+    command = [sys.executable, "-m", "jobs.teach", str(RECIPE), "--store", str(store), *TWO]
+    command += ["--teach.min-workers", "1", "--teach.market", "on-demand", "--cluster.address", f"127.0.0.1:{port}"]
+    node += ["--labels", "ray.io/market-type=on-demand", "--object-store-memory=100000000"]
+    with (
+        short_folder() as folder,
+        started(head(port, folder, "--num-cpus=2"), environment, tmp_path / "head.log", ROOT),
+        started(node, environment, tmp_path / "first.log", ROOT),
+        started(node, environment, tmp_path / "second.log", ROOT) as second,
+        (tmp_path / "log").open("w") as log,
+    ):
+        job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+        work = store / key_of(store, elastic, "teach").work_path
+        until(lambda: any(work.rglob("state.safetensors")) or job.poll() is not None)
+        assert members(second, "ray::RayTrainWorker"), (tmp_path / "log").read_text()
+        end(second)
+        assert job.wait(300) == 0, (tmp_path / "log").read_text()
+    assert loss(store, elastic) == pytest.approx(loss(by_two, recipe), rel=LOSS_TOLERANCE)
