@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -62,9 +64,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """Its files lie in a short path of its own, and its end is that of its process group: others' Ray lives on."""
-    folder = Path(
-        subprocess.run(["mktemp", "-d", "/tmp/XXXXXX"], capture_output=True, text=True, check=True).stdout[:-1]
-    )
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
     gcs, dashboard = free_port(), free_port()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = clean | {
@@ -94,6 +94,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         for pid in _members(process.pid):
             os.kill(pid, signal.SIGKILL)
         process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait(head: Head, log: Path, process: subprocess.Popen[bytes]) -> None:
