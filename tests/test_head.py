@@ -45,6 +45,13 @@ REFUSED = (
 )
 # The page that asks for a token, and whether Ray lives: no data of a run.
 OPEN = ("/", "/api/authentication_mode", "/api/gcs_healthz")
+# One call of each server inside Ray: state, actors, a node's manager and its objects.
+CALLS = (
+    "NodeInfoGcsService/GetAllNodeInfo",
+    "InternalKVGcsService/InternalKVKeys",
+    "NodeManagerService/GetNodeStats",
+    "ObjectManagerService/Pull",
+)
 
 
 class Head(NamedTuple):
@@ -101,7 +108,8 @@ def _wait(head: Head, log: Path, process: subprocess.Popen[bytes]) -> None:
     for _ in range(240):
         assert process.poll() is None, log.read_text()
         try:
-            if asked(head, "/api/jobs/", token=TOKEN)[0] == 200:
+            answered = asked(head, "/api/jobs/", token=TOKEN)[0] == 200
+            if answered and "raylet" in {one.name for one in listeners(head.session)}:
                 return
         except OSError:
             pass
@@ -174,6 +182,21 @@ def test_a_client_of_the_state_api_without_the_token_is_refused(head: Head, envi
     answer = subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=60, check=False)
     assert answer.returncode != 0 and answer.stdout == ""
     assert "uthenticat" in answer.stderr
+
+
+def test_every_other_port_refuses_calls_without_the_token(head: Head) -> None:
+    grpc = pytest.importorskip("grpc")
+    port = int(head.url.rpartition(":")[2])
+    others = [one for one in listeners(head.session) if one.port != port]
+    assert {"gcs_server", "raylet"} <= {one.name for one in others}
+    for one in others:
+        answers = set()
+        for method in CALLS:
+            with grpc.insecure_channel(f"127.0.0.1:{one.port}") as channel, pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=20)
+            answers.add(refused.value.code())
+        assert grpc.StatusCode.UNAUTHENTICATED in answers, one
+        assert answers <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}, one
 
 
 def test_dashboard_and_job_server_listen_on_loopback_only(head: Head) -> None:
