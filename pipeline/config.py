@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
@@ -35,7 +36,9 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """A part of the recipe: immutable, no unknown keys, every field documented below it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
 
 class Phantom(Section):
@@ -557,6 +560,16 @@ class Tune(Section):
     mlflow: str | None = None
     """MLflow that trials are logged to as well: `local` for an SQLite file in the store's `private/`, or the address
     of a tracking server; none logs nothing. Needs `pip install 'privacy-distillation[mlflow]'`."""
+
+    @model_validator(mode="after")
+    def _address_without_password(self) -> Self:
+        if self.mlflow and re.match(r"[^/]*//[^/]*@", self.mlflow):
+            # The address is not repeated: what is told goes into logs.
+            raise ValueError(
+                "tune.mlflow: want an address, got one with credentials in it — give them in the environment, as "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_a_space(self) -> Self:

@@ -8,8 +8,6 @@ is recommended. Axis letters: n images, f findings, b bins of scores, h height, 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +20,7 @@ from pipeline import explorer_plots, report_plots
 from pipeline.config import Rule
 from pipeline.estimate import Estimate
 from pipeline.explorer_plots import Mark
-from pipeline.page import inlined, templates
+from pipeline.page import inlined, security_policy, templates
 
 View = Literal["validation", "test"]
 N_BINS = 512
@@ -202,8 +200,7 @@ def render(explorer: Explorer) -> str:
             explorer=explorer,
             css=inlined("report.css", "explorer.css"),
             script=script,
-            # Only this script may run, and nothing may be fetched: the browser holds the page to it.
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            policy=security_policy(script),
             live=live(explorer),
             views=views,
             labels={view: explorer_plots.labels(group, ratio_axis, auroc_axis) for view, group in views.items()},

@@ -16,6 +16,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+# Pillow would also read what only other programs can draw: for PostScript it runs Ghostscript on the file.
+FORMATS = ("PNG", "JPEG", "TIFF")
+
 
 class ImageError(ValueError):
     """An image that cannot be used; the message is the reason that is counted."""
@@ -64,7 +67,7 @@ def decode(source: Path | bytes, image_px: int, channels: int, min_source_px: in
     Raises: ImageError with the reason if it cannot be read or is too small.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             image.load()
             if min(image.size) < min_source_px:
                 raise ImageError(f"too small: want a side of {min_source_px} px, got {image.size[0]}x{image.size[1]}")

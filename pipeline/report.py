@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 
 from pipeline import report_plots
 from pipeline.estimate import Estimate
-from pipeline.page import inlined, is_wide, templates
+from pipeline.page import inlined, is_wide, security_policy, templates
 from pipeline.privacy.gate import Verdict
 from pipeline.privacy.risk import two_proportion_p
 
@@ -144,6 +144,7 @@ def render(report: Report) -> str:
         .render(
             report=report,
             css=inlined("report.css"),
+            policy=security_policy(),
             metric=metrics.get,
             contrasts=contrasts,
             safer=safer_than_teacher(contrasts),

@@ -10,7 +10,7 @@ import object_store
 import pytest
 import torch
 from browsing import start
-from running import run_job
+from running import CREDENTIALS, run_job
 from selenium import webdriver
 
 # Two cores run two processes better than one with two threads.
@@ -19,9 +19,10 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def finished_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store on which the shrunk recipe ran undisturbed."""
+    """A store on which the shrunk recipe ran undisturbed, and beside it what the run told, as `.log`."""
     store = tmp_path_factory.mktemp("finished")
-    answer = run_job("all", store)
+    answer = run_job("all", store, **CREDENTIALS)
+    store.with_suffix(".log").write_text(answer.stdout + answer.stderr)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return store
 

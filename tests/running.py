@@ -10,11 +10,23 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "jobs" / "recipes" / "phantom_tiny.yaml"
 
+# What a run could find in its environment; no two are alike, and nobody else has them.
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "canary-access-3f9a61c2",
+    "AWS_SECRET_ACCESS_KEY": "canary-secret-b81d07e4",
+    "AWS_SESSION_TOKEN": "canary-session-5cc0f2d9",
+    "RAY_AUTH_TOKEN": "ca7a2b" * 10 + "e55e",
+    "MLFLOW_TRACKING_PASSWORD": "canary-mlflow-77ab90e1",
+    "HF_TOKEN": "canary-hub-0d4e8f3b",
+}
 
-def run_job(word: str, store: Path, *options: str, recipe: Path = RECIPE) -> subprocess.CompletedProcess[str]:
+
+def run_job(
+    word: str, store: Path, *options: str, recipe: Path = RECIPE, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """The finished process of `python -m jobs.<word> RECIPE --store STORE ...`."""
     command = [sys.executable, "-m", f"jobs.{word}", str(recipe), "--store", str(store), *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540, check=False
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -194,9 +196,7 @@ def test_each_run_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_folder_that_others_may_enter_is_not_used_for_sessions(
     spoil: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = Path(
-        subprocess.run(["mktemp", "-d", "/tmp/XXXXXX"], capture_output=True, text=True, check=True).stdout[:-1]
-    )
+    short = Path(tempfile.mkdtemp(dir="/tmp"))
     monkeypatch.setattr("tempfile.tempdir", str(short))
     folder = short / f"pd-{os.geteuid()}"
     assert _own_folder() == folder and folder.stat().st_mode & 0o777 == 0o700
@@ -207,6 +207,7 @@ def test_a_folder_that_others_may_enter_is_not_used_for_sessions(
         folder.chmod(0o755)
     with pytest.raises(ClusterError, match=r"only this user may enter, got .* — remove it, or set TMPDIR"):
         _own_folder()
+    shutil.rmtree(short)
 
 
 def test_a_listener_on_all_interfaces_is_seen(tmp_path: Path) -> None:

@@ -201,3 +201,16 @@ def test_the_canonical_form_does_not_depend_on_the_order_of_keys() -> None:
 def test_the_demo_recipe_and_the_documented_defaults_are_one() -> None:
     demo = next(path for path in RECIPES if path.name == "phantom.yaml")
     assert read(demo) == changed(Recipe(), {"release.title": read(demo).release.title})
+
+
+def test_a_password_in_the_address_of_a_tracking_server_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="want an address, got one with credentials in it") as refused:
+        from_yaml(tmp_path, "tune: {mlflow: 'https://user:correct-horse@mlflow.example.org'}")
+    assert "correct-horse" not in str(refused.value)
+    assert from_yaml(tmp_path, "tune: {mlflow: 'https://mlflow.example.org/a@b'}").tune.mlflow
+
+
+def test_an_error_of_the_command_line_repeats_no_value_of_the_recipe() -> None:
+    with pytest.raises(ValidationError) as refused:
+        Recipe.model_validate({"tune": {"mlflow": "https://user:correct-horse@mlflow.example.org"}})
+    assert "horse" not in str(refused.value)

@@ -16,6 +16,7 @@ import difflib
 import hashlib
 import os
 import posixpath
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,6 +34,10 @@ from pipeline import config, images, tables
 
 MAX_AGE_YEARS = 120
 LABEL_CELLS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
+# Names from the table that prompts, cards and pages repeat. None can be markup, a formula of a spreadsheet, a path or
+# text that runs backwards; `/` parts the names of metrics.
+FINDING_NAME = re.compile(r"[^\W_][\w .,()&%+'-]{0,79}")
+VIEW_NAME = r"^[\pL\pN][\pL\pN_ .,()/-]{0,39}$"
 SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
 
 
@@ -95,7 +100,7 @@ def listing(table: config.Table, root: Path, k_anonymity: int) -> Listing:
         "labels": pa.ListArray.from_arrays(offsets, flat, type=tables.LABELS),
         "age": _ages(_optional(cells, table.age)),
         "sex": _sexes(_optional(cells, table.sex)),
-        "view": _optional(cells, table.view),
+        "view": _views(_optional(cells, table.view)),
         "boxes": pa.nulls(len(cells), tables.BOXES),
     }
     return Listing(pa.table(columns, schema=tables.LISTING).combine_chunks(), rejects, findings)
@@ -204,7 +209,8 @@ def _normalised_paths(paths: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _files(root: Path, paths: Iterable[str]) -> dict[str, os.stat_result]:
-    """Size and time of those paths below `root` that are files."""
+    """Size and time of those paths below `root` that are files; a link counts if it does not lead out of `root`."""
+    inside = root.resolve()
     names: dict[str, set[str]] = defaultdict(set)
     for path in paths:
         folder, name = posixpath.split(path)
@@ -212,12 +218,28 @@ def _files(root: Path, paths: Iterable[str]) -> dict[str, os.stat_result]:
     found = {}
     for folder, wanted in names.items():
         try:
+            if not (root / folder).resolve().is_relative_to(inside):
+                continue
             with os.scandir(root / folder) as entries:
-                files = [entry for entry in entries if entry.name in wanted and entry.is_file()]
+                files = [
+                    entry
+                    for entry in entries
+                    if entry.name in wanted
+                    and entry.is_file()
+                    and (not entry.is_symlink() or Path(entry.path).resolve().is_relative_to(inside))
+                ]
                 found |= {posixpath.join(folder, entry.name): entry.stat() for entry in files}
         except (OSError, ValueError):  # no such folder, or a name that no folder can have: its images are missing
             continue
     return found
+
+
+def _leads_out(root: Path, path: str) -> bool:
+    """Whether a file is there, but by a link to somewhere outside `root`."""
+    try:
+        return (root / path).is_file() and not (root / path).resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _reject_reasons(cells: pa.Table, table: config.Table, root: Path) -> pa.ChunkedArray:
@@ -226,6 +248,9 @@ def _reject_reasons(cells: pa.Table, table: config.Table, root: Path) -> pa.Chun
     outside = pc.fill_null(pc.match_substring_regex(source, r"^(/|\.\.(/|$))"), False)
     inside = source.filter(pc.invert(outside)).drop_null().unique().to_pylist()
     found = pa.array(list(_files(root, inside)), pa.string())
+    linked_out = pa.array(
+        [path for path in set(inside) - set(found.to_pylist()) if _leads_out(root, path)], pa.string()
+    )
     owners = (
         pa.table({"source": source, "patient": patient}).group_by("source").aggregate([("patient", "count_distinct")])
     )
@@ -237,6 +262,7 @@ def _reject_reasons(cells: pa.Table, table: config.Table, root: Path) -> pa.Chun
         "no patient id": pc.is_null(patient),
         "no image path": pc.is_null(source),
         "image path outside the root": outside,
+        "image path outside the root, by a link": pc.is_in(source, linked_out),
         "image file missing": pc.invert(pc.is_in(source, found)),
         "one image under two patients": pc.is_in(source, shared.drop_null()),
     }
@@ -302,6 +328,12 @@ def _findings(table: config.Table, n_patients: dict[str, int], k: int) -> tuple[
             hint = _nearest(name, list(n_patients), f"the labels are {', '.join(n_patients)}")
             raise CohortError(f"ingest.table.findings: want names that stand in the labels, got {name!r} — {hint}")
     findings = table.findings or tuple(name for name, n in n_patients.items() if n >= k)
+    for name in findings:
+        if not FINDING_NAME.fullmatch(name):
+            raise CohortError(
+                f"table {table.file}: finding {name[:40]!r}: want a name of up to 80 letters, digits, blanks and "
+                ".,()&%+'-_ that starts with a letter or digit, got something else — rename it in the table"
+            )
     if not findings:
         raise CohortError(
             f"table {table.file}: want a finding in at least {k} patients, got none "
@@ -343,6 +375,11 @@ def _all(mask: pa.ChunkedArray) -> bool:
 
 def _optional(cells: pa.Table, name: str | None) -> pa.ChunkedArray | pa.Array:
     return pa.nulls(len(cells), pa.string()) if name is None else cells[name]
+
+
+def _views(cells: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Views as they are named; what is no name is unknown."""
+    return pc.if_else(pc.match_substring_regex(cells, VIEW_NAME), cells, None)
 
 
 def _ages(cells: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:

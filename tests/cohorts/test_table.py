@@ -283,3 +283,20 @@ def test_covid_images_of_other_views_are_counted_as_rejected():
     assert (len(listed.rows), len(listed.rejects)) == (231, 72)
     assert set(listed.rejects["reason"].to_pylist()) == {"view is not one of PA, AP"}
     assert [-1] * len(listed.findings) in listed.rows["labels"].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("cell", "view"),
+    [
+        ("PA", "PA"),
+        ("AP supine (portable)", "AP supine (portable)"),
+        ("Körperstamm", "Körperstamm"),
+        ("=1+1", None),
+        ("<b>PA</b>", None),
+        ("P\u202eA", None),
+        ("PA\nAP", None),
+        ("x" * 41, None),
+    ],
+)
+def test_a_view_that_is_no_name_is_unknown(tmp_path, cell, view):
+    assert only(write(tmp_path, row(view=cell)))["view"] == view

@@ -1,0 +1,205 @@
+"""A head started as README and cluster files say: nothing of it answers to who has no token, and it is on loopback.
+
+What Ray answers to everybody is named here too, so that a release of Ray that adds to it is noticed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from listening import listeners
+
+pytest.importorskip("aiohttp_cors", reason="no dashboard: want ray[default]")
+pytestmark = pytest.mark.slow
+
+TOKEN = "5f" * 32
+REFUSED = (
+    ("GET", "/api/jobs/"),
+    ("POST", "/api/jobs/"),
+    ("GET", "/api/version"),
+    ("GET", "/api/v0/tasks"),
+    ("GET", "/api/v0/actors"),
+    ("GET", "/api/v0/nodes"),
+    ("GET", "/api/v0/logs"),
+    ("GET", "/nodes?view=summary"),
+    ("GET", "/logical/actors"),
+    ("GET", "/api/cluster_status"),
+    ("GET", "/api/packages/gcs/_ray_pkg_0.zip"),
+    ("PUT", "/api/packages/gcs/_ray_pkg_0.zip"),
+    ("GET", "/api/serve/applications/"),
+    ("GET", "/api/grafana_health"),
+)
+# The page that asks for a token, and whether Ray lives: no data of a run.
+OPEN = ("/", "/api/authentication_mode", "/api/gcs_healthz")
+# One call of each server inside Ray: state, actors, a node's manager and its objects.
+CALLS = (
+    "NodeInfoGcsService/GetAllNodeInfo",
+    "InternalKVGcsService/InternalKVKeys",
+    "NodeManagerService/GetNodeStats",
+    "ObjectManagerService/Pull",
+)
+
+
+class Head(NamedTuple):
+    """A head of Ray, where its dashboard is and what belongs to it."""
+
+    session: int
+    url: str
+    gcs: str
+    environment: dict[str, str]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """Its files lie in a short path of its own, and its end is that of its process group: others' Ray lives on."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    gcs, dashboard = free_port(), free_port()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = clean | {
+        "HOME": str(tmp_path_factory.mktemp("home")),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
+        "OMP_NUM_THREADS": "1",
+    }
+    options = [
+        *("--head", "--block", "--num-cpus=0", "--dashboard-host=127.0.0.1", "--disable-usage-stats"),
+        *(
+            f"--port={gcs}",
+            f"--dashboard-port={dashboard}",
+            f"--temp-dir={folder}/ray",
+            "--dashboard-agent-listen-port=0",
+        ),
+        *("--object-store-memory=80000000", "--node-ip-address=127.0.0.1"),
+    ]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    started = Head(process.pid, f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment)
+    try:
+        _wait(started, folder / "log", process)
+        yield started
+    finally:
+        for pid in _members(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait(head: Head, log: Path, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(240):
+        assert process.poll() is None, log.read_text()
+        try:
+            answered = asked(head, "/api/jobs/", token=TOKEN)[0] == 200
+            if answered and "raylet" in {one.name for one in listeners(head.session)}:
+                return
+        except OSError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError(log.read_text())
+
+
+def _members(session: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            rest = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(rest[3]) == session:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def asked(
+    head: Head, path: str, method: str = "GET", *, token: str | None = None, body: Any = None, **headers: str
+) -> tuple[int, str]:
+    """Status and text of an answer."""
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    data = json.dumps(body or {}).encode() if method in ("POST", "PUT") else None
+    request = urllib.request.Request(head.url + path, data, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.read().decode(errors="replace")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(errors="replace")
+
+
+@pytest.mark.parametrize(("method", "path"), REFUSED, ids=[" ".join(pair) for pair in REFUSED])
+def test_a_request_without_the_token_is_refused(head: Head, method: str, path: str) -> None:
+    assert asked(head, path, method)[0] == 401
+    assert asked(head, path, method, token="0" * 64)[0] == 403
+    assert asked(head, path, method, token="")[0] in (401, 403)
+
+
+def test_a_job_that_comes_without_the_token_does_not_run(head: Head, tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
+    job = {"entrypoint": f"touch {proof}"}
+    assert asked(head, "/api/jobs/", "POST", body=job)[0] == 401
+    assert asked(head, "/api/jobs/", "POST", body=job, Cookie="ray-authentication-token=" + "0" * 64)[0] == 403
+    assert asked(head, "/api/jobs/", token=TOKEN) == (200, "[]")
+    time.sleep(2.0)
+    assert not proof.exists()
+
+
+def test_with_the_token_jobs_and_state_answer(head: Head) -> None:
+    assert asked(head, "/api/version", token=TOKEN)[0] == 200
+    status, text = asked(head, "/api/v0/nodes", token=TOKEN)
+    assert status == 200 and json.loads(text)["result"]
+
+
+def test_what_ray_shows_to_everybody_is_its_empty_page_and_that_it_lives(head: Head) -> None:
+    for path in OPEN:
+        status, text = asked(head, path)
+        assert status == 200, path
+        assert "127.0.0.1" not in text and TOKEN not in text
+
+
+@pytest.mark.parametrize("environment", [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}])
+def test_a_client_of_the_state_api_without_the_token_is_refused(head: Head, environment: dict[str, str]) -> None:
+    clean = {name: value for name, value in head.environment.items() if not name.startswith("RAY_")}
+    code = f"from ray.util.state import list_nodes; print(list_nodes({head.url!r}))"
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=60, check=False)
+    assert answer.returncode != 0 and answer.stdout == ""
+    assert "uthenticat" in answer.stderr
+
+
+def test_every_other_port_refuses_calls_without_the_token(head: Head) -> None:
+    grpc = pytest.importorskip("grpc")
+    port = int(head.url.rpartition(":")[2])
+    others = [one for one in listeners(head.session) if one.port != port]
+    assert {"gcs_server", "raylet"} <= {one.name for one in others}
+    for one in others:
+        answers = set()
+        for method in CALLS:
+            with grpc.insecure_channel(f"127.0.0.1:{one.port}") as channel, pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=20)
+            answers.add(refused.value.code())
+        assert grpc.StatusCode.UNAUTHENTICATED in answers, one
+        assert answers <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}, one
+
+
+def test_dashboard_and_job_server_listen_on_loopback_only(head: Head) -> None:
+    port = int(head.url.rpartition(":")[2])
+    (dashboard,) = [one for one in listeners(head.session) if one.port == port]
+    assert dashboard.is_loopback
