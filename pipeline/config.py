@@ -268,6 +268,9 @@ class Generator(Section):
         least = self.min_workers or most
         if least > most:
             raise ValueError(f"min_workers {least} must be at most workers {most}")
+        if self.min_workers is not None and self.market is not None:
+            # Ray 2.60 counts the room of every node, whatever its label, and then waits for ever.
+            raise ValueError(f"min_workers {least} must not stand beside market {self.market}: leave one of them out")
         for n in range(least, most + 1):
             if self.batch_size % n:
                 raise ValueError(f"batch_size {self.batch_size} must be a multiple of workers {n}")

@@ -120,6 +120,10 @@ def test_any_shares_that_sum_to_one_up_to_rounding_are_taken(shares: list[float]
         ({"teach.denoiser.kind": "unet"}, "teach: denoiser 'unet' needs autoencoder 'kl' or 'pixel'"),
         ({"teach.workers": 3}, "batch_size 64 must be a multiple of workers 3"),
         ({"teach.workers": 4, "teach.min_workers": 2}, "batch_size 64 must be a multiple of workers 3"),
+        (
+            {"teach.workers": 2, "teach.min_workers": 1, "teach.market": "spot"},
+            "min_workers 1 must not stand beside market spot",
+        ),
         ({"teach.workers": 1, "teach.min_workers": 2}, "min_workers 2 must be at most workers 1"),
         ({"sample.min_actors": 3}, "min_actors 3 must be at most actors 2"),
         ({"ingest.kind": "table"}, "kind 'table' needs a folder: give ingest.root"),

@@ -27,6 +27,7 @@ from pipeline.progress import Bar, Board
 
 pytestmark = pytest.mark.slow
 TWO = ("--teach.workers", "2", "--teach.checkpoint-images", "320")
+SMALL = ("--object-store-memory=100000000",)
 LOSS_TOLERANCE = 1e-3
 """Relative. Sums of gradients are rounded in another order; what that changes grows over the steps."""
 
@@ -156,22 +157,14 @@ def test_training_with_a_range_of_workers_goes_on_with_one_when_the_node_of_the_
     store, environment = shutil.copytree(by_two, tmp_path / "store"), with_token()
     elastic = changed(recipe, {"teach.min_workers": 1})
     port = free_port()
-    node = [
-        *RAY,
-        "start",
-        f"--address=127.0.0.1:{port}",
-        "--num-cpus=1",
-        "--block",
-        "--object-store-memory=100000000",
-    ]
+    node = [*RAY, "start", f"--address=127.0.0.1:{port}", "--num-cpus=2", "--block"]
     command = [sys.executable, "-m", "jobs.teach", str(RECIPE), "--store", str(store), *TWO]
-    command += ["--teach.min-workers", "1", "--teach.market", "on-demand", "--cluster.address", f"127.0.0.1:{port}"]
-    node += ["--labels", "ray.io/market-type=on-demand", "--object-store-memory=100000000"]
+    command += ["--teach.min-workers", "1", "--teach.cpus-per-worker", "2", "--cluster.address", f"127.0.0.1:{port}"]
     with (
         short_folder() as folder,
-        started(head(port, folder, "--num-cpus=2"), environment, tmp_path / "head.log", ROOT),
-        started(node, environment, tmp_path / "first.log", ROOT),
-        started(node, environment, tmp_path / "second.log", ROOT) as second,
+        started(head(port, folder, "--num-cpus=1"), environment, tmp_path / "head.log", ROOT),
+        started([*node, *SMALL], environment, tmp_path / "first.log", ROOT),
+        started([*node, *SMALL], environment, tmp_path / "second.log", ROOT) as second,
         (tmp_path / "log").open("w") as log,
     ):
         job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
