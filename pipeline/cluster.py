@@ -72,17 +72,21 @@ def market_labels(market: Market | None) -> dict[str, str] | None:
 def preflight(recipe: Recipe) -> None:
     """Check that every pool of actors and every group of workers fits the cluster's slots.
 
+    Of what an autoscaler may start Ray 2.60 knows nothing (its autoscalers, both versions, report no limits), so the
+    recipe says whether there is one.
     Raises: ClusterError naming the step, what it wants and what there is.
     """
-    # What an autoscaler may start counts as there; without one, Ray knows no limits.
-    slots = state.get_max_resources_from_cluster_config() or ray.cluster_resources()
+    slots = state.get_max_resources_from_cluster_config()  # from who reports them
+    if slots is None and recipe.cluster.autoscaling:
+        return
+    slots = slots or ray.cluster_resources()
     for where, n, cpus, gpus in demands(recipe):
         for kind, wanted in (("CPU", n * cpus), ("GPU", n * gpus)):
             there = slots.get(kind, 0.0)
             if wanted > there:
                 raise ClusterError(
                     f"{where}: want {wanted:g} {kind} slots ({n} workers), got {there:g} "
-                    "— fewer workers, or a larger cluster"
+                    "— fewer workers, a larger cluster, or --cluster.autoscaling if nodes come with the work"
                 )
 
 

@@ -197,6 +197,8 @@ def _make(recipe: Recipe, store: Store, line: Line, inputs: Mapping[str, Artifac
         view.note(task.name, "failed")
         raise
     note = f"{made.rows:,} rows" if made.rows is not None else ""
+    if n_again := bar.n_again():
+        note += f", {n_again:,} made twice"
     view.note(task.name, "done", time.monotonic() - started, note)
 
 

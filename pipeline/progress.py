@@ -97,6 +97,17 @@ class Bar:
         if self.board is not None:
             self.board.add.remote(self.task, n)
 
+    def n_again(self) -> int:
+        """How many were counted beyond the total: made twice, as a worker went before its first were written."""
+        if self.board is None:
+            return 0
+        try:
+            counts: dict[str, tuple[int, int]] = ray.get(self.board.read.remote(), timeout=5)
+        except (ray.exceptions.RayError, TimeoutError):  # the view must never stop the work
+            return 0
+        done, total = counts.get(self.task, (0, 0))
+        return max(0, done - total)
+
     def work_seconds(self) -> float | None:
         """What counting took at its pace, without start and end; none if that is not known."""
         if self.board is None:
