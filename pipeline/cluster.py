@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import ray
 from ray._private.state import state
+from ray.data import DataContext
 from ray.exceptions import RayTaskError
 from ray.train import WorkerGroupError
 
@@ -161,8 +162,11 @@ def told(recipe: Recipe, task: str) -> dict[str, Any]:
 
 def _quiet() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else lines from C++ run through the live view
-    # Ray Data 2.60 starts 32 processes to read the footers of whatever Parquet it is given: 4 s for one small file.
-    os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+    # The newer reader of 2.60 starts actors for the footers of whatever Parquet it is given: up to 4 s for one small
+    # file, and a run ends with an error if the node of one of them goes, even before it began.
+    context = DataContext.get_current()
+    context.use_datasource_v2 = False
+    context.enable_progress_bars = False
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")

@@ -23,7 +23,7 @@ from test_system import artifacts_of, assert_same
 from pipeline.config import read
 
 pytestmark = pytest.mark.slow
-GIVE_UP_S = 240.0
+GIVE_UP_S = 300.0
 TRAINING, SAMPLING = "ray::RayTrainWorker", "ray::MapWorker(MapBatches(SampleImages))"
 UPLOADED = {"jobs", "pipeline", "my.yaml"}
 # Run as a job: where a worker, not the driver, finds the program, and what else came with it.
