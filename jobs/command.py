@@ -21,6 +21,7 @@ from pipeline.config import ConfigError, Recipe, read
 MISTAKE = 2
 NOT_CLEARED = 3
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 class Options(NamedTuple):
@@ -59,7 +60,9 @@ def options(arguments: list[str], program: str, more: Sequence[str] = ()) -> Opt
 
 
 def main(word: str | None) -> None:
-    """Run one word's tasks, or all; exit 0, 2 for a mistake, 3 if the gate withholds the package, 130 for Ctrl-C."""
+    """Run one word's tasks, or all; exit 0, 2 for a mistake, 3 if the gate withholds the package, 130 for Ctrl-C, 143
+    for SIGTERM.
+    """
     # What still runs in a thread when the run ends must not start another Ray. Read when Ray is imported.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     try:
@@ -70,13 +73,22 @@ def main(word: str | None) -> None:
     except ConfigError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print("stopped: what is finished is kept — run the same command again to go on", file=sys.stderr)
-        status = INTERRUPTED
+        status = _stopped(INTERRUPTED)
+    except SystemExit as request:
+        if request.code != signal.SIGTERM:
+            raise
+        status = _stopped(TERMINATED)  # Ray makes a SystemExit of the SIGTERM that `ray job stop` sends
     except Exception:  # ours or a library's own: told in full, and then ended as every run is
         traceback.print_exc()
         status = 1
     _end(status)
+
+
+def _stopped(status: int) -> int:
+    for again in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(again, signal.SIG_IGN)
+    print("stopped: what is finished is kept — run the same command again to go on", file=sys.stderr)
+    return status
 
 
 def fail(message: str) -> NoReturn:

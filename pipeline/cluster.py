@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import ray
 from ray._private import ray_constants, worker
 from ray._private.state import state
+from ray.data import DataContext
 from ray.exceptions import RayTaskError
 from ray.train import WorkerGroupError
 
@@ -110,17 +111,21 @@ def market_labels(market: Market | None) -> dict[str, str] | None:
 def preflight(recipe: Recipe) -> None:
     """Check that every pool of actors and every group of workers fits the cluster's slots.
 
+    Of what an autoscaler may start Ray 2.60 knows nothing (its autoscalers, both versions, report no limits), so the
+    recipe says whether there is one.
     Raises: ClusterError naming the step, what it wants and what there is.
     """
-    # What an autoscaler may start counts as there; without one, Ray knows no limits.
-    slots = state.get_max_resources_from_cluster_config() or ray.cluster_resources()
+    slots = state.get_max_resources_from_cluster_config()  # from who reports them
+    if slots is None and recipe.cluster.autoscaling:
+        return
+    slots = slots or ray.cluster_resources()
     for where, n, cpus, gpus in demands(recipe):
         for kind, wanted in (("CPU", n * cpus), ("GPU", n * gpus)):
             there = slots.get(kind, 0.0)
             if wanted > there:
                 raise ClusterError(
                     f"{where}: want {wanted:g} {kind} slots ({n} workers), got {there:g} "
-                    "— fewer workers, or a larger cluster"
+                    "— fewer workers, a larger cluster, or --cluster.autoscaling if nodes come with the work"
                 )
 
 
@@ -195,8 +200,11 @@ def told(recipe: Recipe, task: str) -> dict[str, Any]:
 
 def _quiet() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else lines from C++ run through the live view
-    # Ray Data 2.60 starts 32 processes to read the footers of whatever Parquet it is given: 4 s for one small file.
-    os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+    # The newer reader of 2.60 starts actors for the footers of whatever Parquet it is given: up to 4 s for one small
+    # file, and a run ends with an error if the node of one of them goes, even before it began.
+    context = DataContext.get_current()
+    context.use_datasource_v2 = False
+    context.enable_progress_bars = False
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")

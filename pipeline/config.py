@@ -592,6 +592,8 @@ class Cluster(Section):
 
     address: str | None = None
     """Ray address; none starts Ray on this machine."""
+    autoscaling: bool = False
+    """Whether nodes come with the work: pools are then not held to the nodes that are there at the start."""
     parallel_tasks: Count = 2
     """Heavy steps that may run side by side; on a laptop one thread each beats two threads for one."""
     object_store_gb: Positive = 1.0

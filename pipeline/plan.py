@@ -199,6 +199,8 @@ def _make(recipe: Recipe, store: Store, line: Line, inputs: Mapping[str, Artifac
     note = f"{made.rows:,} rows" if made.rows is not None else ""
     if made.facts.get("set_aside"):
         note += f", {len(made.facts['set_aside'])} set aside"
+    if n_again := bar.n_again():
+        note += f", {n_again:,} made twice"
     view.note(task.name, "done", time.monotonic() - started, note)
 
 

@@ -93,6 +93,11 @@ class Board:
         """The rows that were left out."""
         return sorted(self._set_aside[task])
 
+    def n_again(self, task: str) -> int:
+        """How many were counted beyond the total."""
+        done, total = self._counts.get(task, (0, 0))
+        return max(0, done - total)
+
     def work_seconds(self, task: str) -> float | None:
         """What counting took without start and end; none if it began more than once, or counted too little."""
         paces = self._paces[task]
@@ -138,6 +143,10 @@ class Bar:
     def rows_set_aside(self) -> list[str]:
         """The rows of this task that were left out."""
         return self._ask("rows_set_aside", otherwise=[])
+
+    def n_again(self) -> int:
+        """How many were counted beyond the total: made twice, as a worker went before its first were written."""
+        return self._ask("n_again", otherwise=0)
 
     def work_seconds(self) -> float | None:
         """What counting took at its pace, without start and end; none if that is not known."""

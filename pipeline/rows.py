@@ -93,10 +93,11 @@ def append_columns(
     checkpoint = _below(work_uri, "checkpoint")
     if pool.max_actors:
         _take_over(leftovers, out_uri, checkpoint)
-    bar.begin(n_rows, _count_done(checkpoint))
-    if pool.max_actors:
+    n_done = _count_done(checkpoint)
+    bar.begin(n_rows, n_done)
+    if pool.max_actors and n_done < n_rows:
         _stream(source_uri, worker, arguments, out_uri, checkpoint, pool, bar)
-    else:
+    elif not pool.max_actors:
         _in_process(source_uri, _Operator(worker, dict(arguments), bar), out_uri, pool.batch_rows, bar)
     written = Written(count_rows(out_uri), dict.fromkeys(bar.rows_set_aside(), KILLS))
     if written.rows + len(written.set_aside) != n_rows:
@@ -121,7 +122,6 @@ def _stream(
     out_fs, out = located(out_uri)
     work_fs, work = located(checkpoint)
     rows = ray.data.read_parquet(source, filesystem=source_fs)
-    rows.context.enable_progress_bars = False
     # Kept until the manifest is written: deleted earlier, a kill in between would write every row twice.
     rows.context.checkpoint_config = CheckpointConfig(
         "row_id", work, delete_checkpoint_on_success=False, override_filesystem=work_fs

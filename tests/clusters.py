@@ -78,7 +78,7 @@ def end(session: int) -> None:
 
 def members(session: int, title: str = "") -> dict[int, str]:
     """Processes with such a title of the node that began in this session; a driver that it started has its own."""
-    everybody = _processes()
+    everybody = processes()
     sessions = {session}
     while True:
         mine = {pid for pid, process in everybody.items() if process.session in sessions}
@@ -97,7 +97,18 @@ class Process(NamedTuple):
     """Command line, or what it calls itself."""
 
 
-def _processes() -> dict[int, Process]:
+def lose(raylet: int) -> None:
+    """Kill a raylet and all that it started, as a machine goes that shares a session with others."""
+    everybody, lost = processes(), [raylet]
+    for pid in lost:
+        lost += [child for child, process in everybody.items() if process.parent == pid]
+    for pid in lost:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def processes() -> dict[int, Process]:
+    """Of the whole machine."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
