@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+from ray._private.state import actors
 
 from pipeline.artifact import read_table
 from pipeline.progress import Bar, Board
@@ -52,14 +53,14 @@ def source(tmp_path: Path) -> Path:
     return file
 
 
-def appended(source: Path, out: Path, worker: type = Square, actors: int = 2, **arguments: Any) -> int:
+def appended(source: Path, out: Path, worker: type = Square, n_actors: int = 2, **arguments: Any) -> int:
     return append_columns(
         str(source),
         worker,
         arguments,
         str(out),
         work_uri=str(out.with_suffix(".work")),
-        pool=Pool(actors, batch_rows=8, block_rows=16),
+        pool=Pool(n_actors, batch_rows=8, block_rows=16),
         bar=Bar(Board.remote(), "test"),
     )
 
@@ -74,8 +75,8 @@ def test_every_row_comes_out_once_with_only_its_id_and_the_new_column(source: Pa
 
 
 def test_one_actor_and_three_write_the_same_rows(source: Path, tmp_path: Path) -> None:
-    appended(source, tmp_path / "one", actors=1)
-    appended(source, tmp_path / "three", actors=3)
+    appended(source, tmp_path / "one", n_actors=1)
+    appended(source, tmp_path / "three", n_actors=3)
     assert rows_of(tmp_path / "one") == rows_of(tmp_path / "three")
 
 
@@ -83,10 +84,10 @@ def test_a_failed_run_goes_on_where_it_stood_and_loses_and_doubles_nothing(sourc
     broken, log, out = tmp_path / "broken", tmp_path / "log", tmp_path / "out"
     broken.touch()
     with pytest.raises(Exception, match="the actor died"):
-        appended(source, out, actors=1, broken=broken)
+        appended(source, out, n_actors=1, broken=broken)
     done_before = count_rows(str(out))
     broken.unlink()
-    assert appended(source, out, actors=1, broken=broken, log=log) == N_ROWS
+    assert appended(source, out, n_actors=1, broken=broken, log=log) == N_ROWS
     assert rows_of(out) == [{"row_id": f"row-{i:03d}", "square": i * i} for i in range(N_ROWS)]
     assert len(log.read_text().splitlines()) <= N_ROWS - done_before
 
@@ -109,3 +110,11 @@ def test_rows_that_are_there_twice_are_an_error_not_a_larger_set(source: Path, t
     (tmp_path / "out" / "again.parquet").write_bytes(doubled.read_bytes())
     with pytest.raises(SchemaError, match="want 100 rows, got"):
         appended(source, tmp_path / "out")
+
+
+def test_a_row_step_starts_no_actor_but_its_workers(source: Path, tmp_path: Path) -> None:
+    appended(source, tmp_path / "first")  # Ray Data's own, once for all steps
+    before = set(actors())
+    appended(source, tmp_path / "out")
+    started = {actor["ActorClassName"] for name, actor in actors().items() if name not in before}
+    assert started == {"Board", "MapWorker(MapBatches(Square))"}, "whose node goes, goes the step"
