@@ -7,6 +7,7 @@ lost worker had in its hands (16 rows) comes on top.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -18,7 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from clusters import free_port, head, lose, members, processes, short_folder, started, with_token
@@ -161,6 +164,17 @@ def until(condition: Callable[[], object], log: Path) -> float:
     return time.monotonic()
 
 
+def test_a_cluster_without_workers_is_refused_unless_the_recipe_says_that_they_come(
+    cluster: Cluster, finished_store: Path, tmp_path: Path
+) -> None:
+    log, store = tmp_path / "log", without(finished_store, "sample/0", tmp_path / "store")
+    job = cluster.run("sample", store, log, "--cluster.no-autoscaling")
+    assert job.wait(GIVE_UP_S) == 2
+    assert (
+        "CPU slots" in log.read_text() and "or --cluster.autoscaling if nodes come with the work" in log.read_text()
+    )
+
+
 def test_workers_come_with_the_work_and_go_after_it(
     cluster: Cluster, finished_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,10 +222,21 @@ def larger_store(finished_store: Path, tmp_path_factory: pytest.TempPathFactory)
     return store
 
 
-def files_of(store: Path, word: str) -> dict[str, int]:
-    """Files of finished blocks, and when each was written."""
-    files = store.glob(f"private/{word}/0/*/rows/*.parquet")
-    return {str(path): path.stat().st_mtime_ns for path in files}
+def done(store: Path, word: str) -> set[str]:
+    """Rows that are finished: the checkpoint has them."""
+    files = [str(path) for path in store.glob(f"private/work/{word}-0-*/checkpoint/*.parquet")]
+    whole = [path for path in files if "pending" not in path]
+    return set(pads.dataset(whole, format="parquet").to_table()["row_id"].to_pylist()) if whole else set()
+
+
+def files_of(store: Path, word: str, rows: set[str]) -> dict[str, int]:
+    """Files that hold none but these rows, and when each was written."""
+    found = {}
+    for path in store.glob(f"private/{word}/0/*/rows/*.parquet"):
+        with contextlib.suppress(pa.ArrowInvalid, FileNotFoundError):  # one that is being written
+            if rows.issuperset(pq.read_table(path, columns=["row_id"])["row_id"].to_pylist()):
+                found[str(path)] = path.stat().st_mtime_ns
+    return found
 
 
 @pytest.mark.parametrize(("word", "worker"), [("sample", "SampleImages"), ("score", "ScoreImages")])
@@ -229,18 +254,14 @@ def test_two_lost_nodes_cost_the_blocks_in_their_hands_and_nothing_else(
     small = {"score.block_rows": 32} if word == "score" else {}
     job = cluster.run(word, store, log, *options(LARGER | small))
 
-    def done() -> int:
-        files = [str(path) for path in store.glob(f"private/work/{word}-0-*/checkpoint/*.parquet")]
-        whole = [path for path in files if "pending" not in path]
-        return pads.dataset(whole, format="parquet").count_rows() if whole else 0
-
     def many_done() -> bool:
         actors = members(cluster.session, f"ray::MapWorker(MapBatches({worker}))")
-        return job.poll() is not None or (len(actors) >= 2 and done() >= 100)
+        return job.poll() is not None or (len(actors) >= 2 and len(done(store, word)) >= 100)
 
     until(many_done, log)
-    n_done, lost_at, written = done(), time.monotonic(), files_of(store, word)
-    assert job.poll() is None, log.read_text()
+    finished = done(store, word)
+    written, n_done, lost_at = files_of(store, word, finished), len(finished), time.monotonic()
+    assert written and job.poll() is None, log.read_text()
     cluster.lose(2, f"ray::MapWorker(MapBatches({worker}))")
     assert job.wait(GIVE_UP_S) == 0, log.read_text()
     n_rows = undisturbed.manifest["rows"]
@@ -248,8 +269,7 @@ def test_two_lost_nodes_cost_the_blocks_in_their_hands_and_nothing_else(
     n_again = int(found[1]) if found else 0
     assert n_done < n_rows, "all was done before the nodes went"
     assert rows_of(store, f"{word}/0").table().equals(undisturbed.table())
-    kept = files_of(store, word)
-    assert all(kept.get(name) == at for name, at in written.items()), "what was written was made again"
+    assert files_of(store, word, finished) == written, "what was finished was made again"
     with capsys.disabled():
         print(
             f"\n{word}: two nodes lost with {n_done} of {n_rows} rows done; {n_again} rows made twice; "

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+from ray._private.state import actors
 
 from pipeline.artifact import read_table
 from pipeline.cluster import ClusterError
@@ -76,7 +77,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def appended(
-    source: Path, out: Path, worker: type = Square, actors: int = 2, hang_s: float = 900, **arguments: Any
+    source: Path, out: Path, worker: type = Square, n_actors: int = 2, hang_s: float = 900, **arguments: Any
 ) -> Written:
     return append_columns(
         str(source),
@@ -84,7 +85,7 @@ def appended(
         arguments,
         str(out),
         work_uri=str(out.with_suffix(".work")),
-        pool=Pool(actors, batch_rows=8, block_rows=16),
+        pool=Pool(n_actors, batch_rows=8, block_rows=16),
         bar=Bar(Board.remote(), "test", hang_s),
     )
 
@@ -99,8 +100,8 @@ def test_every_row_comes_out_once_with_only_its_id_and_the_new_column(source: Pa
 
 
 def test_one_actor_and_three_write_the_same_rows(source: Path, tmp_path: Path) -> None:
-    appended(source, tmp_path / "one", actors=1)
-    appended(source, tmp_path / "three", actors=3)
+    appended(source, tmp_path / "one", n_actors=1)
+    appended(source, tmp_path / "three", n_actors=3)
     assert rows_of(tmp_path / "one") == rows_of(tmp_path / "three")
 
 
@@ -108,10 +109,10 @@ def test_a_failed_run_goes_on_where_it_stood_and_loses_and_doubles_nothing(sourc
     broken, log, out = tmp_path / "broken", tmp_path / "log", tmp_path / "out"
     broken.touch()
     with pytest.raises(Exception, match="the actor died"):
-        appended(source, out, actors=1, broken=broken)
+        appended(source, out, n_actors=1, broken=broken)
     done_before = count_rows(str(out))
     broken.unlink()
-    assert appended(source, out, actors=1, broken=broken, log=log).rows == N_ROWS
+    assert appended(source, out, n_actors=1, broken=broken, log=log).rows == N_ROWS
     assert rows_of(out) == [{"row_id": f"row-{i:03d}", "square": i * i} for i in range(N_ROWS)]
     assert len(log.read_text().splitlines()) <= N_ROWS - done_before
 
@@ -162,3 +163,11 @@ def test_more_rows_that_end_their_workers_than_chance_explains_end_the_step() ->
     with pytest.raises(ClusterError, match=f"want at most {MOST_SET_ASIDE} rows that end their workers, got"):
         _Operator(Square, {}, bar)(batch)
     assert bar.rows_set_aside() == names
+
+
+def test_a_row_step_starts_no_actor_but_its_workers(source: Path, tmp_path: Path) -> None:
+    appended(source, tmp_path / "first")  # Ray Data's own, once for all steps
+    before = set(actors())
+    appended(source, tmp_path / "out")
+    started = {actor["ActorClassName"] for name, actor in actors().items() if name not in before}
+    assert started == {"Board", "MapWorker(MapBatches(Square))"}, "whose node goes, goes the step"
