@@ -44,16 +44,17 @@ class Square:
 
 
 class Poisoned(Square):
-    """Dies of two of the rows, hangs at a third, and notes how often it was started."""
+    """Dies of two of the rows, hangs at a third, and notes how often it did."""
 
-    def __init__(self, starts: Path, poison: Sequence[str] = ("row-017", "row-020"), hangs_at: str = "row-090"):
+    def __init__(self, ends: Path, poison: Sequence[str] = ("row-017", "row-020"), hangs_at: str = "row-090"):
         super().__init__()
-        self._poison, self._hangs_at = poison, hangs_at
-        with starts.open("a") as log:
-            log.write(f"{os.getpid()}\n")
+        self._ends, self._poison, self._hangs_at = ends, poison, hangs_at
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         names = batch["row_id"].to_pylist()
+        if {*names} & {*self._poison, self._hangs_at}:
+            with self._ends.open("a") as log:
+                log.write(f"{os.getpid()}\n")
         if {*names} & {*self._poison}:
             os.kill(os.getpid(), signal.SIGKILL)
         if self._hangs_at in names:
@@ -140,8 +141,8 @@ def test_rows_that_are_there_twice_are_an_error_not_a_larger_set(source: Path, t
 def test_rows_that_end_their_worker_every_time_are_set_aside_and_all_others_are_written(
     source: Path, tmp_path: Path
 ) -> None:
-    starts, out = tmp_path / "starts", tmp_path / "out"
-    written = appended(source, out, Poisoned, hang_s=5, starts=starts)
+    ends, out = tmp_path / "ends", tmp_path / "out"
+    written = appended(source, out, Poisoned, hang_s=5, ends=ends)
     assert written.set_aside == dict.fromkeys(["row-017", "row-020", "row-090"], KILLS)
     assert written.rows == N_ROWS - 3
     squares = {f"row-{i:03d}": i * i for i in range(N_ROWS)}
@@ -149,7 +150,7 @@ def test_rows_that_end_their_worker_every_time_are_set_aside_and_all_others_are_
         name: square for name, square in squares.items() if name not in written.set_aside
     }
     # Bounded: each of the two batches ends some workers, then each of the three rows does.
-    assert len(starts.read_text().splitlines()) <= 2 + ATTEMPTS * (2 + 3)
+    assert len(ends.read_text().splitlines()) <= ATTEMPTS * (2 + 3)
 
 
 def test_more_rows_that_end_their_workers_than_chance_explains_end_the_step() -> None:
