@@ -41,6 +41,8 @@ SETTLE_S = 1.5
 UPLOADS = 8
 """Files that are uploaded at once, each in pieces of `COPIED_BYTES`."""
 COPIED_BYTES = 1 << 20
+READS = 3
+"""A manifest that ends in the middle is read so often, before it is taken for half an upload."""
 CUT_OFF = "— run again, the upload was cut off"
 ABANDONED_S = 7 * 24 * 3600.0
 """What an attempt wrote to an object store and did not finish is removed when nothing was added to it for so long."""
@@ -257,21 +259,31 @@ class Store:
         """The finished artifact; nothing if there is none, or none that this user may read."""
         if key in self._found:
             return self._found[key]
-        path = f"{self.path_of(key)}/{MANIFEST}"
         try:
-            if self.fs.get_file_info(path).type != pafs.FileType.File:
-                return None
-            with self.fs.open_input_stream(path) as stream:
-                artifact = Artifact(self, key, json.loads(stream.read()))
-        except json.JSONDecodeError:  # half an upload
-            return None
+            manifest = self._manifest(f"{self.path_of(key)}/{MANIFEST}")
         except OSError as error:
             if is_denied(error):
                 return None
             raise
+        if manifest is None:
+            return None
+        artifact = Artifact(self, key, manifest)
         if self.local_root is None:  # asked for many times a run, and each time costs a request
             self._found[key] = artifact
         return artifact
+
+    def _manifest(self, path: str) -> dict[str, Any] | None:
+        """Its content; nothing if it is not there or half an upload.
+
+        pyarrow asks a bucket for an object's size, and then for so many bytes: if a longer manifest was put in
+        between, half of that one comes.
+        """
+        for _ in range(READS):
+            if self.fs.get_file_info(path).type != pafs.FileType.File:
+                return None
+            with self.fs.open_input_stream(path) as stream, contextlib.suppress(json.JSONDecodeError):
+                return json.loads(stream.read())
+        return None
 
     def others(self, key: Key) -> list[Artifact]:
         """Finished artifacts of the same name that other recipes made."""

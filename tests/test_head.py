@@ -5,6 +5,7 @@ What Ray answers to everybody is named here too, so that a release of Ray that a
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -146,6 +147,15 @@ def asked(
         return error.code, error.read().decode(errors="replace")
 
 
+def speaks_http(address: str) -> bool:
+    """Whether it answers HTTP/1; gRPC's servers answer with frames of HTTP/2 or hang up."""
+    try:
+        asked(Head(0, f"http://{address}", "", {}), "/")
+    except (http.client.HTTPException, OSError):
+        return False
+    return True
+
+
 @pytest.mark.parametrize(("method", "path"), REFUSED, ids=[" ".join(pair) for pair in REFUSED])
 def test_a_request_without_the_token_is_refused(head: Head, method: str, path: str) -> None:
     assert asked(head, path, method)[0] == 401
@@ -193,15 +203,15 @@ def test_every_other_port_refuses_calls_without_the_token(head: Head) -> None:
     assert {"gcs_server", "raylet"} <= {one.name for one in others}
     for one in others:
         address = f"{'127.0.0.1' if one.address.is_unspecified or one.is_loopback else one.address}:{one.port}"
-        answers = set()
-        for method in CALLS:
-            with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as refused:
-                channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=20)
-            answers.add(refused.value.code())
-        if answers == {grpc.StatusCode.UNAVAILABLE}:  # it speaks HTTP
+        if speaks_http(address):
             status, body = asked(head._replace(url=f"http://{address}"), "/api/job_agent/jobs/")
             assert status == 401 or body.startswith("# HELP"), one  # counters for Prometheus are open
         else:
+            answers = set()
+            for method in CALLS:
+                with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as refused:
+                    channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=20, wait_for_ready=True)
+                answers.add(refused.value.code())
             assert grpc.StatusCode.UNAUTHENTICATED in answers, one
             assert answers <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}, one
 

@@ -125,7 +125,7 @@ def test_where_and_how_wide_it_runs_changes_no_artifact(store: Store, changes: d
         ({"distill.ema_decay": 0.9}, "distill"),
         ({"evaluate.n_train": 100}, "evaluate/real"),
         ({"evaluate.large_factor": 3}, "evaluate/student_large"),
-        ({"evaluate.encoder_folder": Path(__file__).parent / "cohorts"}, "evaluate/encoder"),
+        ({"evaluate.encoder_folder": Path(__file__).parents[1] / "benchmarks" / "results"}, "evaluate/encoder"),
         ({"evaluate.bootstrap": 100}, "evaluate"),
         ({"release.conditions.n_probe": 10}, "evaluate/changed"),
         ({"release.conditions.max_excess": 0.2}, "release"),
@@ -153,7 +153,10 @@ def test_a_change_remakes_its_task_and_what_reads_it_and_nothing_before(
     ],
 )
 def test_the_recipe_that_the_public_page_prints_names_no_folder_of_this_machine(tmp_path: Path, key: str) -> None:
-    (tmp_path / "metadata.csv").write_text("image,patient_id,text,labels\na.png,p,,effusion\n")
+    if key == "ingest.root":
+        (tmp_path / "metadata.csv").write_text("image,patient_id,text,labels\na.png,p,,effusion\n")
+    else:
+        (tmp_path / "config.json").write_text("{}")
     lines = planned(config.changed(RECIPE, {key: tmp_path}), Store(tmp_path / "store"))
     assert str(tmp_path) not in str(lines["report"].task.config["recipe"])
 

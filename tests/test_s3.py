@@ -264,17 +264,46 @@ def test_two_writers_at_once_end_with_one_artifact_of_one_of_them_and_one_secret
 ) -> None:
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", WRITES, address, mark, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+            [sys.executable, "-c", WRITES, address, mark, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
         )
         for mark in ("A", "B, whose manifest is longer")
     ]
-    secret, other = [writer.communicate(timeout=90)[0] for writer in writers]
-    # Each goes on with one writer's whole work, never with a mixture; else it says so and fails.
-    assert [writer.returncode for writer in writers] == [0, 0]
+    (secret, said), (other, also) = [writer.communicate(timeout=90) for writer in writers]
+    # Each goes on with one writer's whole work, never with a mixture.
+    assert [writer.returncode for writer in writers] == [0, 0], said + also
     assert secret == other != ""
     for artifact in Store(address).others(Key("private", "teach", "none")):
         assert {*artifact.table()["writer"].to_pylist()} == {artifact.facts["writer"]}
         assert len(artifact.table()) == 100
+
+
+def test_a_manifest_that_was_put_anew_while_it_was_read_is_read_again(address: str) -> None:
+    artifact = made(Store(address))
+    longer = json.dumps(artifact.manifest | {"facts": {"writer": "x" * 1000}}).encode()
+
+    class Anew:
+        """Puts the longer one between the question for the size and the one for the bytes."""
+
+        def __init__(self, fs: pafs.FileSystem):
+            self._fs = fs
+
+        def get_file_info(self, path: str) -> pafs.FileInfo:
+            return self._fs.get_file_info(path)
+
+        def open_input_stream(self, path: str) -> pa.NativeFile:
+            stream = self._fs.open_input_stream(path)
+            with self._fs.open_output_stream(path) as put:
+                put.write(longer)
+            return stream
+
+    reader = Store(address)
+    reader.fs = Anew(reader.fs)  # type: ignore[assignment]
+    found = reader.find(KEY)
+    assert found is not None and found.facts == {"writer": "x" * 1000}
 
 
 def test_the_second_of_two_writers_drops_its_own_and_goes_on_with_the_first_ones(address: str) -> None:
@@ -318,7 +347,7 @@ class Square:
 
 
 def squared(source: Path, draft: Draft, **arguments: Any) -> int:
-    """Rows written by one actor to the draft's table `rows`."""
+    """Rows that one actor wrote to the draft's table `rows`."""
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # what this file imports is not on workers' path
     return append_columns(
         str(source),
@@ -329,7 +358,7 @@ def squared(source: Path, draft: Draft, **arguments: Any) -> int:
         leftovers=draft.leftover_uris("rows"),
         pool=Pool(1, batch_rows=8, block_rows=16),
         bar=Bar(Board.remote(), "test"),
-    )
+    ).rows
 
 
 @pytest.fixture
