@@ -21,8 +21,7 @@ class Listener(NamedTuple):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine reaches it."""
-        mapped = getattr(self.address, "ipv4_mapped", None)
-        return (mapped or self.address).is_loopback
+        return self.address.is_loopback
 
 
 def listeners(session: int) -> set[Listener]:
@@ -51,5 +50,6 @@ def _listening_sockets() -> dict[str, tuple[ipaddress.IPv4Address | ipaddress.IP
                 address, port = columns[1].split(":")
                 # Four bytes at a time, each as the machine has numbers: little-endian.
                 words = [bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8)]
-                sockets[columns[9]] = (ipaddress.ip_address(b"".join(words)), int(port, 16))
+                found = ipaddress.ip_address(b"".join(words))
+                sockets[columns[9]] = (getattr(found, "ipv4_mapped", None) or found, int(port, 16))
     return sockets

@@ -5,6 +5,7 @@ What Ray answers to everybody is named here too, so that a release of Ray that a
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -54,6 +55,7 @@ CALLS = (
     "ObjectManagerService/Pull",
     "LogService/ListLogs",
     "ReporterService/GetTraceback",
+    "RayletDriver/ClusterInfo",
 )
 
 
@@ -75,7 +77,7 @@ def free_port() -> int:
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """Its files lie in a short path of its own, and its end is that of its process group: others' Ray lives on."""
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
-    gcs, dashboard = free_port(), free_port()
+    gcs, dashboard, client = free_port(), free_port(), free_port()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = clean | {
         "HOME": str(tmp_path_factory.mktemp("home")),
@@ -88,6 +90,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         *(
             f"--port={gcs}",
             f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={client}",
             f"--temp-dir={folder}/ray",
             "--dashboard-agent-listen-port=0",
         ),
@@ -98,21 +101,23 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     started = Head(process.pid, f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment)
     try:
-        _wait(started, folder / "log", process)
+        _wait(started, client, folder / "log", process)
         yield started
     finally:
         for pid in _members(process.pid):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait(head: Head, log: Path, process: subprocess.Popen[bytes]) -> None:
+def _wait(head: Head, client: int, log: Path, process: subprocess.Popen[bytes]) -> None:
     for _ in range(240):
         assert process.poll() is None, log.read_text()
         try:
             answered = asked(head, "/api/jobs/", token=TOKEN)[0] == 200
-            if answered and "raylet" in {one.name for one in listeners(head.session)}:
+            listening = listeners(head.session)
+            if answered and "raylet" in {one.name for one in listening} and client in {one.port for one in listening}:
                 return
         except OSError:
             pass
@@ -212,7 +217,7 @@ def test_every_other_port_refuses_calls_without_the_token(head: Head) -> None:
                 with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as refused:
                     channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=20, wait_for_ready=True)
                 answers.add(refused.value.code())
-            assert grpc.StatusCode.UNAUTHENTICATED in answers, one
+            assert grpc.StatusCode.UNAUTHENTICATED in answers, (one, answers)
             assert answers <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}, one
 
 
