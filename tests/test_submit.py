@@ -152,11 +152,16 @@ def test_ctrl_c_leaves_the_job_running_and_stop_ends_it_so_that_the_next_goes_on
     undisturbed = artifacts_of(finished_store, recipe)
     store = without(finished_store, "teach", tmp_path / "store")
     client = cluster.submit(store, log, "first")
+    until(lambda: members(cluster.session, TRAINING) or client.poll() is not None, log)
+    training = members(cluster.session, TRAINING)
+    for pid in training:  # or it may be done before the client has asked
+        os.kill(pid, signal.SIGSTOP)
     until(lambda: "teach: running" in log.read_text() or client.poll() is not None, log)
     client.send_signal(signal.SIGINT)
     client.wait(30)
     assert "RUNNING" in cluster.client("status", "first").stdout
-    until(lambda: members(cluster.session, TRAINING), log)
+    for pid in training:
+        os.kill(pid, signal.SIGCONT)
 
     answer = cluster.client("stop", "first")
     assert answer.returncode == 0 and "stopped" in answer.stdout, answer.stdout
