@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(RUN) -m jobs.all jobs/recipes/phantom.yaml --store runs/demo
 
 test: $(VENV)/.installed-test lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2
 
 # Kills a process at twenty moments; what each cost is told. About fifteen minutes.
 chaos: $(VENV)/.installed-test

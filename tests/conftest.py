@@ -10,20 +10,46 @@ import object_store
 import pytest
 import torch
 from browsing import start
+from filelock import FileLock
 from running import CREDENTIALS, run_job
 from selenium import webdriver
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # Two cores run two processes better than one with two threads.
 torch.set_num_threads(1)
 
 
+CLUSTERS = ("autoscale", "submit", "nodes", "head")
+"""Tests of several nodes on this machine: one cluster at a time, as some ports are Ray's choice."""
+
+
+class ByFile(LoadScopeScheduling):
+    """A file's tests go to one of pytest's processes, so that they share what is costly to start."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "clusters" if file.removeprefix("tests/test_").removesuffix(".py") in CLUSTERS else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """Called by pytest-xdist where there are several processes (`-n 2`)."""
+    return ByFile(config, log)
+
+
 @pytest.fixture(scope="session")
-def finished_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store on which the shrunk recipe ran undisturbed, and beside it what the run told, as `.log`."""
-    store = tmp_path_factory.mktemp("finished")
-    answer = run_job("all", store, **CREDENTIALS)
-    store.with_suffix(".log").write_text(answer.stdout + answer.stderr)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+def finished_store(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A store on which the shrunk recipe ran undisturbed, and beside it what the run told, as `.log`.
+
+    It is made by the first of pytest's processes that needs it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    store = (folder if worker_id == "master" else folder.parent) / "finished"
+    with FileLock(store.with_suffix(".lock")):
+        if not store.with_suffix(".log").exists():
+            answer = run_job("all", store, **CREDENTIALS)
+            assert answer.returncode == 0, answer.stdout + answer.stderr
+            store.with_suffix(".log").write_text(answer.stdout + answer.stderr)
     return store
 
 
