@@ -208,6 +208,8 @@ def _quiet() -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    # How often a training is looked at, by default every two seconds: its end was seen up to four seconds late.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's newer output prints boxes whatever verbose says
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):  # what they log as an error they also raise
