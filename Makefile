@@ -9,8 +9,10 @@ export OMP_NUM_THREADS ?= 1
 demo: $(VENV)/.installed
 	$(RUN) -m jobs.all jobs/recipes/phantom.yaml --store runs/demo
 
+# A file's tests stay in one of two processes; clusters come alone, as what they take is measured.
 test: $(VENV)/.installed-test lint
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not chaos and not cluster"
+	$(RUN) -m pytest -m cluster
 
 # Kills a process at twenty moments; what each cost is told. About fifteen minutes.
 chaos: $(VENV)/.installed-test

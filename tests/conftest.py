@@ -13,28 +13,9 @@ from browsing import start
 from filelock import FileLock
 from running import CREDENTIALS, run_job
 from selenium import webdriver
-from xdist.remote import Producer
-from xdist.scheduler import LoadScopeScheduling
 
 # Two cores run two processes better than one with two threads.
 torch.set_num_threads(1)
-
-
-CLUSTERS = ("autoscale", "submit", "nodes", "head")
-"""Tests of several nodes on this machine: one cluster at a time, as some ports are Ray's choice."""
-
-
-class ByFile(LoadScopeScheduling):
-    """A file's tests go to one of pytest's processes, so that they share what is costly to start."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return "clusters" if file.removeprefix("tests/test_").removesuffix(".py") in CLUSTERS else file
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
-    """Called by pytest-xdist where there are several processes (`-n 2`)."""
-    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

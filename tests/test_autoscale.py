@@ -33,7 +33,7 @@ from pipeline.artifact import Artifact, Store
 from pipeline.config import changed, read
 from pipeline.plan import plan
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 ACTORS, MOST_NODES = 3, 5
 IDLE_S, SLACK_S = 10.0, 15.0
 """A node may be idle so long; and so much longer until it is gone, as the autoscaler looks about once a second."""

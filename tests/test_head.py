@@ -26,7 +26,7 @@ import pytest
 from listening import listeners
 
 pytest.importorskip("aiohttp_cors", reason="no dashboard: want ray[default]")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 TOKEN = "5f" * 32
 REFUSED = (

@@ -24,7 +24,11 @@ from pipeline.config import read
 from pipeline.storage import located
 
 CAN_HIDE = shutil.which("unshare") and not subprocess.run(["unshare", "--mount", "true"], check=False).returncode
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CAN_HIDE, reason="hiding a folder from a process takes root")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.cluster,
+    pytest.mark.skipif(not CAN_HIDE, reason="hiding a folder from a process takes root"),
+]
 REMADE = {"identify/filter_network", "score/gallery", "sample/0", "distill", "evaluate/changed", "report"}
 """What the test makes, the rest is there: a step of every kind (rows, fit, folders that travel), the short ones."""
 

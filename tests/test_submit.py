@@ -22,7 +22,7 @@ from test_system import artifacts_of, assert_same
 
 from pipeline.config import read
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 GIVE_UP_S = 300.0
 TRAINING, SAMPLING = "ray::RayTrainWorker", "ray::MapWorker(MapBatches(SampleImages))"
 UPLOADED = {"jobs", "pipeline", "my.yaml"}
