@@ -34,7 +34,7 @@ from pipeline.config import changed, read
 from pipeline.plan import plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
-ACTORS, MOST_NODES = 3, 5
+ACTORS, MOST_NODES, LOST = 3, 5, 2
 IDLE_S, SLACK_S = 10.0, 15.0
 """A node may be idle so long; and so much longer until it is gone, as the autoscaler looks about once a second."""
 GIVE_UP_S = 300.0
@@ -262,14 +262,17 @@ def test_two_lost_nodes_cost_the_blocks_in_their_hands_and_nothing_else(
     finished = done(store, word)
     written, n_done, lost_at = files_of(store, word, finished), len(finished), time.monotonic()
     assert written and job.poll() is None, log.read_text()
-    cluster.lose(2, f"ray::MapWorker(MapBatches({worker}))")
+    cluster.lose(LOST, f"ray::MapWorker(MapBatches({worker}))")
     assert job.wait(GIVE_UP_S) == 0, log.read_text()
     n_rows = undisturbed.manifest["rows"]
     found = re.search(r"(\d+) made twice", log.read_text())
     n_again = int(found[1]) if found else 0
     assert n_done < n_rows, "all was done before the nodes went"
     assert rows_of(store, f"{word}/0").table().equals(undisturbed.table())
-    assert files_of(store, word, finished) == written, "what was finished was made again"
+    # Each lost node may have written a block and not have told so.
+    now = files_of(store, word, finished)
+    again = [path for path, at in written.items() if now.get(path) != at]
+    assert len(again) <= LOST, "what was finished was made again"
     with capsys.disabled():
         print(
             f"\n{word}: two nodes lost with {n_done} of {n_rows} rows done; {n_again} rows made twice; "
