@@ -14,7 +14,7 @@ test: $(VENV)/.installed-test lint
 	$(RUN) -m pytest -n 2 --dist loadfile -m "not chaos and not cluster"
 	$(RUN) -m pytest -m cluster
 
-# Kills a process at twenty moments; what each cost is told. About fifteen minutes.
+# Kills a process at twenty moments; what each cost is told. About half an hour.
 chaos: $(VENV)/.installed-test
 	$(RUN) -m pytest tests/test_chaos.py -m slow
 

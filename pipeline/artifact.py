@@ -519,8 +519,7 @@ def explained_full_disk(where: Path | str) -> Iterator[None]:
     """Turn a full disk, whoever finds it, into a sentence."""
     try:
         yield
-    except Exception as error:
-        # By its words, as what safetensors and tokenizers raise has no errno.
+    except Exception as error:  # known by its words, as what safetensors and tokenizers raise has no errno
         if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
             raise ArtifactError(
                 f"store {where}: want free space, got a full disk — free some and run again"

@@ -46,7 +46,7 @@ def connect(recipe: Recipe) -> Iterator[None]:
     in a thread.
     Raises: ClusterError if the cluster cannot hold the recipe's largest pool.
     """
-    _quiet()
+    _configure()
     if recipe.cluster.address:
         ray.init(address=recipe.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     else:
@@ -198,7 +198,8 @@ def told(recipe: Recipe, task: str) -> dict[str, Any]:
     }
 
 
-def _quiet() -> None:
+def _configure() -> None:
+    """Ray for a run with a view of its own: silent, and quick to see what ended."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else lines from C++ run through the live view
     # The newer reader of 2.60 starts actors for the footers of whatever Parquet it is given: up to 4 s for one small
     # file, and a run ends with an error if the node of one of them goes, even before it began.

@@ -22,9 +22,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.config import Cluster
+
 LINE_EVERY_S = 30.0
 LEAST_COUNTS = 16
-HANG_S = 900.0
+HANG_S = Cluster().hang_s
 
 
 @dataclass

@@ -112,7 +112,7 @@ def explained_storage(address: str) -> Iterator[None]:
     """Turn an error of the object store, whoever meets it, into a sentence without anything that it answered."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # pyarrow's, Ray's or a loader's own: known by its words
         found = re.search(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))? during (\w+)", str(error))
         if found is None:
             raise

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from clusters import members
+
 LISTENS = "0A"
 
 
@@ -28,12 +30,11 @@ def listeners(session: int) -> set[Listener]:
     """All that the processes of a session listen on; `session` is the process id of its first one."""
     sockets = _listening_sockets()
     found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for pid in members(session):
         with contextlib.suppress(OSError):
-            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
-            if int(rest.split()[3]) != session:
-                continue
-            for handle in (stat.parent / "fd").iterdir():
+            process = Path(f"/proc/{pid}")
+            name = (process / "comm").read_text().strip()
+            for handle in (process / "fd").iterdir():
                 with contextlib.suppress(OSError):
                     inode = re.fullmatch(r"socket:\[(\d+)\]", str(handle.readlink()))
                     if inode and inode[1] in sockets:

@@ -1,13 +1,17 @@
-"""Run jobs as a user does."""
+"""Run jobs as a user does, and wait for what they do."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+GIVE_UP_S = 300.0
 RECIPE = ROOT / "jobs" / "recipes" / "phantom_tiny.yaml"
 
 # What a run could find in its environment; no two are alike, and nobody else has them.
@@ -30,3 +34,20 @@ def run_job(
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540, check=False
     )
+
+
+def until(condition: Callable[[], object], log: Path) -> float:
+    """Wait; when it came true."""
+    give_up_at = time.monotonic() + GIVE_UP_S
+    while not condition():
+        assert time.monotonic() < give_up_at, log.read_text()
+        time.sleep(0.02)
+    return time.monotonic()
+
+
+def without(finished_store: Path, task: str, store: Path) -> Path:
+    """A copy of the finished store that lacks what one task made."""
+    shutil.copytree(finished_store, store)
+    (folder,) = store.glob(f"*/{task}/*/manifest.json")
+    shutil.rmtree(folder.parent)
+    return store

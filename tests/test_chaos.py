@@ -6,7 +6,6 @@ are drawn from a seed, so that a failure can be seen again.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import shutil
@@ -15,20 +14,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from running import RECIPE, ROOT, run_job
+from clusters import end, members
+from running import GIVE_UP_S, RECIPE, ROOT, run_job, until
 from test_system import artifacts_of, assert_same
 
 from pipeline.config import read
 
 pytestmark = pytest.mark.slow
 N_MOMENTS = 4
-GIVE_UP_S = 300.0
 
 
 class Fault(NamedTuple):
@@ -45,8 +43,8 @@ FAULTS = {
     "a sampling actor": Fault("ray::MapWorker(MapBatches(SampleImages))", "sample", 6.0, True),
     "a scoring actor": Fault("ray::MapWorker(MapBatches(ScoreImages))", "score", 6.0, True),
     "a training worker": Fault("ray::RayTrainWorker", "teach", 8.0, True),
-    "the node": Fault("raylet", "sample", 12.0, False),
-    "the driver": Fault("python -m jobs.", "teach", 15.0, False),
+    "the node": Fault("/raylet/raylet ", "sample", 12.0, False),
+    "the driver": Fault(" -m jobs.", "teach", 15.0, False),
 }
 MOMENTS = [
     pytest.param(name, moment, marks=[pytest.mark.chaos] if moment else [], id=f"{name}, {moment}")
@@ -55,41 +53,18 @@ MOMENTS = [
 ]
 
 
-def alive(session: int, victim: str) -> list[int]:
-    """Processes of a job by the start of their command line or title."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            stat = (path / "stat").read_text()
-            state, _, _, sid = stat[stat.rindex(")") + 2 :].split()[:4]
-            title = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if int(sid) == session and state != "Z" and victim in title.split(" --")[0]:
-                found.append(int(path.name))
-    return found
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait."""
-    give_up_at = time.monotonic() + GIVE_UP_S
-    while not condition():
-        assert time.monotonic() < give_up_at, "nothing happened"
-        time.sleep(0.02)
-
-
 def killed(fault: Fault, store: Path, log: Path, delay_s: float) -> int | None:
     """The status of a job whose victim was killed so long after it was seen; none if it had ended by then."""
     command = [sys.executable, "-m", f"jobs.{fault.word}", str(RECIPE), "--store", str(store)]
     with log.open("w") as out:
         job = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
-    until(lambda: bool(alive(job.pid, fault.victim)) or job.poll() is not None)
+    until(lambda: members(job.pid, fault.victim) or job.poll() is not None, log)
     time.sleep(delay_s)
-    victims = alive(job.pid, fault.victim)
+    victims = members(job.pid, fault.victim)
     if victims:
-        os.kill(victims[0], signal.SIGKILL)
+        os.kill(min(victims), signal.SIGKILL)
     status = job.wait(GIVE_UP_S)
-    for left in alive(job.pid, ""):  # a driver that was killed could not end its Ray
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(left, signal.SIGKILL)
+    end(job.pid)  # a driver that was killed could not end its Ray
     return status if victims else None
 
 

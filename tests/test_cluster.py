@@ -63,21 +63,21 @@ class Running(NamedTuple):
     said: Mapping[str, str]
     home: Path
 
-    def environment(self, **more: str) -> dict[str, str]:
-        """Of a user with an empty home folder."""
-        clean = {name: value for name, value in os.environ.items() if name not in TOKEN_NAMES}
-        return clean | {"HOME": str(self.home), "OMP_NUM_THREADS": "1"} | more
+
+def environment_of(home: Path, **more: str) -> dict[str, str]:
+    """Of a user with an empty home folder."""
+    clean = {name: value for name, value in os.environ.items() if name not in TOKEN_NAMES}
+    return clean | {"HOME": str(home), "OMP_NUM_THREADS": "1"} | more
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     home = tmp_path_factory.mktemp("home")
-    environment = Running(None, {}, home).environment()  # type: ignore[arg-type]
     command = [sys.executable, "-c", RUN, str(tmp_path_factory.mktemp("trained"))]
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment,
+        env=environment_of(home),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -102,7 +102,12 @@ def asked(running: Running, **environment: str) -> subprocess.CompletedProcess[s
     """What another program gets that asks the run's Ray."""
     command = [sys.executable, "-c", GCS, running.said["ADDRESS"]]
     return subprocess.run(
-        command, env=running.environment(**environment), capture_output=True, text=True, timeout=120, check=False
+        command,
+        env=environment_of(running.home, **environment),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 

@@ -5,16 +5,10 @@ What Ray answers to everybody is named here too, so that a release of Ray that a
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
-import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -22,8 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import clusters
 import pytest
+from clusters import short_folder, started, with_token
 from listening import listeners
+from running import until
 
 pytest.importorskip("aiohttp_cors", reason="no dashboard: want ray[default]")
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -64,77 +61,31 @@ class Head(NamedTuple):
 
     session: int
     url: str
-    gcs: str
     environment: dict[str, str]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """Its files lie in a short path of its own, and its end is that of its process group: others' Ray lives on."""
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))
-    gcs, dashboard, client = free_port(), free_port(), free_port()
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment = clean | {
-        "HOME": str(tmp_path_factory.mktemp("home")),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": TOKEN,
-        "OMP_NUM_THREADS": "1",
-    }
-    options = [
-        *("--head", "--block", "--num-cpus=0", "--dashboard-host=127.0.0.1", "--disable-usage-stats"),
-        *(
-            f"--port={gcs}",
-            f"--dashboard-port={dashboard}",
-            f"--ray-client-server-port={client}",
-            f"--temp-dir={folder}/ray",
-            "--dashboard-agent-listen-port=0",
-        ),
-        *("--object-store-memory=80000000", "--node-ip-address=127.0.0.1"),
-    ]
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    started = Head(process.pid, f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment)
+    port, dashboard, client = clusters.free_port(), clusters.free_port(), clusters.free_port()
+    environment = with_token() | {"HOME": str(tmp_path_factory.mktemp("home")), "RAY_AUTH_TOKEN": TOKEN}
+    ports = [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", "--dashboard-agent-listen-port=0"]
+    with short_folder() as folder:
+        command = clusters.head(port, folder, "--num-cpus=0", "--dashboard-host=127.0.0.1", *ports)
+        with started(command, environment, folder / "log", folder) as session:
+            head = Head(session, f"http://127.0.0.1:{dashboard}", environment)
+            until(lambda: _is_up(head, client), folder / "log")
+            yield head
+
+
+def _is_up(head: Head, client: int) -> bool:
+    """Whether all of it listens that will: some of it starts when the rest is there."""
+    listening = listeners(head.session)
+    if "raylet" not in {one.name for one in listening} or client not in {one.port for one in listening}:
+        return False
     try:
-        _wait(started, client, folder / "log", process)
-        yield started
-    finally:
-        for pid in _members(process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _wait(head: Head, client: int, log: Path, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(240):
-        assert process.poll() is None, log.read_text()
-        try:
-            answered = asked(head, "/api/jobs/", token=TOKEN)[0] == 200
-            listening = listeners(head.session)
-            if answered and "raylet" in {one.name for one in listening} and client in {one.port for one in listening}:
-                return
-        except OSError:
-            pass
-        time.sleep(0.5)
-    raise AssertionError(log.read_text())
-
-
-def _members(session: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            rest = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(rest[3]) == session:
-            found.append(int(stat.parent.name))
-    return found
+        return asked(head, "/api/jobs/", token=TOKEN)[0] == 200
+    except OSError:
+        return False
 
 
 def asked(
@@ -155,7 +106,7 @@ def asked(
 def speaks_http(address: str) -> bool:
     """Whether it answers HTTP/1; gRPC's servers answer with frames of HTTP/2 or hang up."""
     try:
-        asked(Head(0, f"http://{address}", "", {}), "/")
+        asked(Head(0, f"http://{address}", {}), "/")
     except (http.client.HTTPException, OSError):
         return False
     return True

@@ -10,20 +10,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from clusters import RAY, end, free_port, head, members, short_folder, started, with_token
-from running import RECIPE, ROOT
+from running import GIVE_UP_S, RECIPE, ROOT, until, without
 from test_system import artifacts_of, assert_same
 
 from pipeline.config import read
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
-GIVE_UP_S = 300.0
 TRAINING, SAMPLING = "ray::RayTrainWorker", "ray::MapWorker(MapBatches(SampleImages))"
 UPLOADED = {"jobs", "pipeline", "my.yaml"}
 # Run as a job: where a worker, not the driver, finds the program, and what else came with it.
@@ -104,22 +102,6 @@ def cluster(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     log = tmp_path_factory.mktemp("cluster") / "log"
     with short_folder() as folder, head_of(folder, project, log) as cluster:
         yield cluster
-
-
-def until(condition: Callable[[], object], log: Path) -> None:
-    """Wait."""
-    give_up_at = time.monotonic() + GIVE_UP_S
-    while not condition():
-        assert time.monotonic() < give_up_at, log.read_text()
-        time.sleep(0.05)
-
-
-def without(finished_store: Path, task: str, store: Path) -> Path:
-    """A copy of the finished store that lacks what one task made."""
-    shutil.copytree(finished_store, store)
-    (folder,) = store.glob(f"*/{task}/*/manifest.json")
-    shutil.rmtree(folder.parent)
-    return store
 
 
 def state_of(store: Path) -> dict[str, int]:

@@ -5,7 +5,6 @@ One undisturbed run is made once for all tests; the figures of so small a run me
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from clusters import members
 from running import RECIPE, ROOT, run_job
 from safetensors.numpy import load_file
 
@@ -243,16 +243,6 @@ def test_a_run_killed_at_any_point_and_run_again_equals_the_undisturbed_one(
     assert_same(artifacts_of(store, recipe), artifacts)
 
 
-def processes_of(session: int) -> list[str]:
-    """Names of the processes that a job started and that still live."""
-    stats = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            stats.append(path.read_text())
-    parts = [(stat[: stat.rindex(")")], stat[stat.rindex(")") + 2 :].split()) for stat in stats]
-    return [name for name, (state, _, _, sid, *_) in parts if int(sid) == session and state != "Z"]
-
-
 @pytest.mark.parametrize(
     ("word", "options", "busy_after_s"),
     # The second one so long that it cannot be done before.
@@ -278,7 +268,7 @@ def test_ctrl_c_ends_a_run_at_once_with_a_line_and_leaves_nothing_running(
     assert told == "stopped: what is finished is kept — run the same command again to go on\n"
     assert log.read_text().splitlines()[-1].endswith(f"{word}: running")
     time.sleep(1.0)
-    assert processes_of(process.pid) == []
+    assert members(process.pid) == {}
 
 
 def test_a_dry_run_says_what_is_reused_what_runs_and_why(finished_store: Path) -> None:

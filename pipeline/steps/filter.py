@@ -58,8 +58,8 @@ def make(work: Work) -> Made:
     ingest, sampled, scored = work.inputs["ingest"], rounds_of(work.inputs, "sample"), rounds_of(work.inputs, "score")
     scores = pa.concat_tables([artifact.table(columns=SCORES.names) for artifact in scored])
     unseen = work.inputs["score/unseen"].table(columns=["row_id", "reid_score"])
-    control_ids = ingest.table("records", ["row_id"], pc.field("split") == "control")["row_id"].combine_chunks()
-    control = unseen.filter(pc.is_in(unseen["row_id"], control_ids))["reid_score"].to_numpy()
+    control_ids = ingest.table("records", ["row_id"], pc.field("split") == "control")["row_id"]
+    control = records.among(unseen, control_ids)["reid_score"].to_numpy()
     same_patient = work.inputs["score/gallery"].table("same_patient")["filter_network"].to_numpy()
     plan = pa.concat_tables([artifact.table("plan") for artifact in sampled]).sort_by("row_id")
     positive = records.label_matrix(plan) == 1

@@ -169,7 +169,7 @@ def _worst(synthetic: UInt8[np.ndarray, "n h w c"], scores: pa.Table, train: rec
 def _scores(inputs: Mapping[str, Artifact]) -> dict[str, np.ndarray]:
     rounds = rounds_of(inputs, "score")
     teacher = pa.concat_tables([artifact.table(columns=["row_id", "reid_score"]) for artifact in rounds])
-    kept = _decided(inputs).table(columns=["row_id"], where=pc.field("keep"))["row_id"].combine_chunks()
+    kept = _decided(inputs).table(columns=["row_id"], where=pc.field("keep"))["row_id"]
     student = inputs["evaluate/student_scores"].table(
         columns=["reid_score"], where=pc.starts_with(pc.field("row_id"), "kept-")
     )
@@ -178,7 +178,7 @@ def _scores(inputs: Mapping[str, Artifact]) -> dict[str, np.ndarray]:
     return {
         "control": control["reid_score"].to_numpy(),
         "teacher": teacher["reid_score"].to_numpy(),
-        "filtered": teacher.filter(pc.is_in(teacher["row_id"], kept))["reid_score"].to_numpy(),
+        "filtered": records.among(teacher, kept)["reid_score"].to_numpy(),
         "student": student["reid_score"].to_numpy(),
     }
 

@@ -92,10 +92,9 @@ def make_kept(work: Work) -> Made:
     """Measure the kept set. The classifier sees all of it, so that a strict rule pays for what it drops."""
     kept = work.inputs["filter"].table("kept")
     (decided,) = rounds_of(work.inputs, "filter")
-    chosen = decided.table(columns=["row_id"], where=pc.field("keep"))["row_id"].combine_chunks()
+    chosen = decided.table(columns=["row_id"], where=pc.field("keep"))["row_id"]
     scores = pa.concat_tables([artifact.table() for artifact in rounds_of(work.inputs, "score")])
-    scores = scores.filter(pc.is_in(scores["row_id"], chosen))
-    return _measured(work, scores, images.array(kept["image"]), records.label_matrix(kept))
+    return _measured(work, records.among(scores, chosen), images.array(kept["image"]), records.label_matrix(kept))
 
 
 def make_student(work: Work) -> Made:
