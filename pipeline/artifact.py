@@ -41,6 +41,7 @@ SETTLE_S = 1.5
 UPLOADS = 8
 """Files that are uploaded at once, each in pieces of `COPIED_BYTES`."""
 COPIED_BYTES = 1 << 20
+SECRET_BYTES = 32
 READS = 3
 """A manifest that ends in the middle is read so often, before it is taken for half an upload."""
 CUT_OFF = "— run again, the upload was cut off"
@@ -238,6 +239,7 @@ class Store:
             self.fs, self.root, self.uri = pafs.LocalFileSystem(), str(self.local_root), str(self.local_root)
         self._found: dict[Key, Artifact] = {}
         self._downloads: dict[str, Path] = {}
+        self._secrets: dict[str, bytes] = {}
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         """Another process, perhaps on another machine, opens the store anew; what was fetched here is not there."""
@@ -318,7 +320,7 @@ class Store:
             self._remove(self.path_of(key))
         with explained_disk(folder):
             if key.kind == "private":
-                (self.local_root / "private").mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._make_private()
             folder.mkdir(parents=True, exist_ok=True)
         draft = Draft(self, key, folder)
         work = self.fs.get_file_info(f"{self.root}/{draft.work_path}")
@@ -403,36 +405,63 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 self.fs.delete_dir(path)
 
-    def secret(self, name: str) -> bytes:
-        """32 random bytes that belong to this store, made at the first call.
+    def secret(self, name: str, *, create: bool = True) -> bytes:
+        """32 random bytes that belong to this store, made at the first call; without `create`, empty until then.
 
         On a remote store several runs may make one at once. Each puts its own, and the oldest counts for all: no
         later one can change that.
         """
-        path = f"{self.root}/{name}"
+        if name not in self._secrets and (found := self._secret(f"{self.root}/{name}", create)):
+            if len(found) != SECRET_BYTES:
+                raise ArtifactError(
+                    f"store {self.uri}/{name}: want {SECRET_BYTES} bytes, got {len(found)} — put the right file back; "
+                    "without it, nothing that was made here can be made again"
+                )
+            self._secrets[name] = found
+        return self._secrets.get(name, b"")
+
+    def _secret(self, path: str, create: bool) -> bytes:
         if self.fs.get_file_info(path).type != pafs.FileType.File:
-            self.fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
-            if self.local_root is not None:
-                self._put(path, secrets.token_bytes(32), mode=0o600)
+            if self.local_root is None:
+                path = self._oldest(path, create)
+            elif create:
+                self._make_private()
+                self._put(path, secrets.token_bytes(SECRET_BYTES), mode=0o600)
             else:
-                path = self._oldest(path)
+                path = ""
+        if not path:
+            return b""
         with self.fs.open_input_stream(path) as stream:
             return stream.read()
 
-    def _oldest(self, folder: str) -> str:
-        """The oldest file of a folder of secrets; the first is made here."""
+    def _oldest(self, folder: str, create: bool) -> str:
+        """The oldest file of a folder of secrets; the first is made here, or there is none."""
 
         def listed() -> list[tuple[int, str]]:
             infos = self.fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
             return sorted((info.mtime_ns // 10**9, info.path) for info in infos if info.type == pafs.FileType.File)
 
         if not listed():
-            self.fs.create_dir(folder)
+            if not create:
+                return ""
+            self.fs.create_dir(folder, recursive=True)
             path = f"{folder}/{secrets.token_hex(4)}"
-            self._put(path, secrets.token_bytes(32))
-            _require_size(path, 32, self.fs.get_file_info(path).size)
+            self._put(path, secrets.token_bytes(SECRET_BYTES))
+            _require_size(path, SECRET_BYTES, self.fs.get_file_info(path).size)
         time.sleep(SETTLE_S)  # until whatever was put in the same second is listed
         return listed()[0][1]
+
+    def put(self, name: str, body: bytes) -> None:
+        """Write a small file of the store, at once or not at all."""
+        path = f"{self.root}/{name}"
+        self.fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        with explained_disk(path):
+            self._put(path, body)
+
+    def _make_private(self) -> None:
+        """The folder `private/` of a store on this machine, for this user alone where it is not there yet."""
+        assert self.local_root is not None
+        (self.local_root / "private").mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _put(self, path: str, body: bytes, mode: int = 0o644) -> None:
         if self.local_root is None:

@@ -151,8 +151,9 @@ class Ingest(Section):
     """Fewer patients than this in a split is an error."""
     max_images_per_patient: dict[Split, Count] = {"identify": 4, "audit": 4, "control": 1, "test": 1}
     """Further images of a patient are rejected with a reason; a split that is not named keeps all."""
-    patient_key_file: Path | None = None
-    """Key of the hash that replaces patient identities; created once in the store if not given."""
+    key_file: Path | None = None
+    """Secret that splits, seeds, order and pseudonyms come from: 32 bytes or more, for who needs the same in two
+    stores; made once in the store's `private/` if not given."""
     batch_rows: Count = 128
     """Images decoded or drawn per call."""
     actors: Count = 2
@@ -280,10 +281,12 @@ class Generator(Section):
 class Augment(Section):
     """Robustness augmentation of the re-identification networks; each with its chance."""
 
-    shift_px: Annotated[float, Field(ge=0)] = 1.0
-    """Largest shift along each axis."""
-    rotation_deg: Annotated[float, Field(ge=0)] = 2.0
+    shift_frac: Frac = 0.08
+    """Largest shift along each axis, as a share of the side."""
+    rotation_deg: Annotated[float, Field(ge=0)] = 5.0
     """Largest rotation."""
+    zoom: Annotated[float, Field(ge=0)] = 0.2
+    """Largest zoom in or out, as a share of the size."""
     blur_frac: Frac = 0.5
     """Chance of a 3x3 blur."""
     noise_sd: Annotated[float, Field(ge=0)] = 0.08
@@ -394,7 +397,10 @@ class Score(Section):
     batch_size: Annotated[int, Field(ge=2)] = 256
     """Images embedded per call."""
     gallery_block: Count = 4_096
-    """Gallery images compared at a time."""
+    """Gallery entries compared at a time."""
+    poses: Literal[1, 3, 7, 11] = 11
+    """In how many poses each real film stands in the gallery, so that moved copies are found: 1 as it is, 3 also
+    larger and smaller, 7 also to the four sides, 11 also enlarged to the four corners. Comparisons grow with them."""
     block_rows: Count = 4_096
     """Rows lost at most when an actor dies."""
     actors: NonNegativeInt = 1
@@ -450,8 +456,11 @@ class Filter(Section):
     """Rule `recall`."""
     fdr: FdrRule = FdrRule()
     """Rule `fdr`."""
+    decoys: bool | None = None
+    """Whether images too much like an unseen `control` patient are dropped as well, so that a gap in the kept set does
+    not tell who was trained on; none does it where `control` has at least as many patients as `train`."""
     max_per_class: Count | None = None
-    """Most images kept of one finding, and of those without any; the least re-identifiable stay. None keeps all."""
+    """Most images kept of any finding, and of those that show none; the least re-identifiable stay. None keeps all."""
 
 
 class Classifier(Section):

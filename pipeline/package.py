@@ -307,7 +307,7 @@ def size_category(n: int) -> str:
 
 def _lineage(contents: Contents) -> dict[str, Any]:
     """Steps, versions and inputs by name; the recipe's hash tells equal settings, as no data go into it."""
-    elsewhere = {"cluster": True, "ingest": {"root", "patient_key_file"}}
+    elsewhere = {"cluster": True, "ingest": {"root", "key_file"}}
     settings = canonical(contents.recipe.model_dump(mode="json", exclude=elsewhere))
     steps = [{key: artifact[key] for key in LINEAGE} for artifact in contents.lineage]
     return {"recipe_sha256": hashlib.sha256(settings.encode()).hexdigest(), "steps": steps}

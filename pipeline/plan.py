@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
-from pipeline import cluster
+from pipeline import cluster, secret
 from pipeline.artifact import Artifact, ArtifactError, Key, Store, fingerprint
 from pipeline.config import Recipe, canonical
 from pipeline.progress import Silence, View
@@ -62,16 +62,16 @@ def plan(recipe: Recipe, store: Store, listing: Listing = tasks) -> list[Line]:
     A further round of samples is planned once a filter has found that too few were kept. Who may not read
     `private/` takes the number of rounds from the kept set.
     """
-    return _chosen(_candidates(recipe, listing), store)
+    return _chosen(_candidates(recipe, listing), store, secret.cohort_name(recipe, store))
 
 
 def _candidates(recipe: Recipe, listing: Listing) -> list[list[Task]]:
-    """The tasks for every number of rounds; made once a run, as a table cohort looks through its files for them."""
+    """The tasks for every number of rounds."""
     return [listing(recipe, n) for n in range(1, recipe.sample.max_rounds + 1)]
 
 
-def _chosen(candidates: list[list[Task]], store: Store) -> list[Line]:
-    planned = [list(_lines(listed, store)) for listed in candidates]
+def _chosen(candidates: list[list[Task]], store: Store, cohort: str) -> list[Line]:
+    planned = [list(_lines(listed, store, cohort)) for listed in candidates]
     for n_rounds, lines in enumerate(planned, start=1):
         decided = _artifact(lines, f"filter/{n_rounds - 1}")
         if decided is not None and decided.facts["enough"]:
@@ -95,14 +95,19 @@ def _artifact(lines: list[Line], name: str) -> Artifact | None:
     return next(line.artifact for line in lines if line.task.name == name)
 
 
-def _lines(listed: list[Task], store: Store) -> Iterator[Line]:
+def _lines(listed: list[Task], store: Store, cohort: str) -> Iterator[Line]:
     keys: dict[str, Key] = {}
     for task in listed:
-        inputs = {name: keys[name].fingerprint for name in task.inputs}
+        inputs = _fingerprints(task, {name: key.fingerprint for name, key in keys.items()}, cohort)
         key = Key(task.kind, task.name, fingerprint(task.name, task.version, task.config, inputs))
         keys[task.name] = key
         artifact = store.find(key)
         yield Line(task, key, artifact, "finished" if artifact else _why(task, key, inputs, store))
+
+
+def _fingerprints(task: Task, known: Mapping[str, str], cohort: str) -> dict[str, str]:
+    """What a task is made from, by name."""
+    return {name: known[name] for name in task.inputs} | ({"cohort": cohort} if task.from_cohort else {})
 
 
 def _why(task: Task, key: Key, inputs: Mapping[str, str], store: Store) -> str:
@@ -140,11 +145,11 @@ def run(
     """
     running: dict[Future[None], Task] = {}
     shown: set[str] = set()
-    candidates = _candidates(recipe, listing)
+    candidates, cohort = _candidates(recipe, listing), _cohort(recipe, store, wanted)
     pool = ThreadPoolExecutor(max_workers=recipe.cluster.parallel_tasks)
     try:
         while True:
-            lines = _chosen(candidates, store)
+            lines = _chosen(candidates, store, cohort)
             mine = [line for line in lines if {line.task.word, line.task.name} & {*wanted}]
             for line in mine:
                 if line.task.name not in shown:
@@ -157,7 +162,7 @@ def run(
             done = {line.task.name: line.artifact for line in lines if line.artifact}
             for line in startable(missing, done, running.values(), recipe.cluster.parallel_tasks):
                 inputs = {name: done[name] for name in line.task.inputs}
-                running[pool.submit(_make, recipe, store, line, inputs, view)] = line.task
+                running[pool.submit(_make, recipe, store, line, inputs, cohort, view)] = line.task
             if not running:
                 raise ArtifactError(_explain_missing(lines, missing))
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -165,6 +170,16 @@ def run(
                 future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _cohort(recipe: Recipe, store: Store, wanted: Collection[str]) -> str:
+    """The cohort's name, for this run and for whoever may not read the secret, which is made if ingest is to run."""
+    if "ingest" in wanted:
+        secret.of(recipe, store)
+    name = secret.cohort_name(recipe, store)
+    if "ingest" in wanted:
+        secret.tell(recipe, store, name)
+    return name
 
 
 def startable(waiting: Iterable[Line], done: Collection[str], running: Iterable[Task], slots: int) -> list[Line]:
@@ -181,14 +196,16 @@ def startable(waiting: Iterable[Line], done: Collection[str], running: Iterable[
     return starting
 
 
-def _make(recipe: Recipe, store: Store, line: Line, inputs: Mapping[str, Artifact], view: View | Silence) -> None:
+def _make(
+    recipe: Recipe, store: Store, line: Line, inputs: Mapping[str, Artifact], cohort: str, view: View | Silence
+) -> None:
     task, started = line.task, time.monotonic()
     view.note(task.name, "running")
     try:
         draft = store.draft(line.key, resumable=task.resumable)
         draft.config, draft.version = task.config, task.version
         draft.place = cluster.told(recipe, task.name)
-        draft.inputs = {name: artifact.key.fingerprint for name, artifact in inputs.items()}
+        draft.inputs = _fingerprints(task, {name: made.key.fingerprint for name, made in inputs.items()}, cohort)
         bar = view.bar(task.name)
         made = task.make(Work(recipe, inputs, draft, bar, view.started_at))
         draft.work_seconds = bar.work_seconds()

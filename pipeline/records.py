@@ -17,9 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int8, Int64, UInt8
 
-from pipeline import config, images
+from pipeline import images
 from pipeline.artifact import Artifact
-from pipeline.generators import prompts
 
 
 class Records(NamedTuple):
@@ -103,8 +102,28 @@ def image_column(pixels: UInt8[np.ndarray, "n h w c"]) -> pa.ChunkedArray:
     return pa.chunked_array([images.column(pixels)])
 
 
-def shared_prompts(ingest: Artifact, prompt: config.Prompt, k: int) -> tuple[dict[str, str], dict[str, int]]:
-    """By training row: its prompt in the form that at least k patients share; and rows by level of detail."""
+def asked_for(ingest: Artifact) -> pa.Table:
+    """What to sample the teacher with: `row_id, prompt, labels` of every training record of which anything may cross.
+
+    A record whose labels cross as they are is asked for with its own prompt; where they were made coarser, with the
+    coarser prompt, so that image and label agree.
+    """
     train = ingest.table("records", where=pc.field("split") == "train")
-    recomposed = prompts.recompose(train, ingest.facts["findings"], prompt, k)
-    return dict(zip(train["row_id"].to_pylist(), recomposed.prompts, strict=True)), recomposed.levels
+    train = train.filter(pc.is_valid(train["shared_prompt"]))
+    same = pc.equal(_joined(train["labels"]), _joined(train["shared_labels"]))
+    asked = pc.if_else(same, train["prompt"], train["shared_prompt"])
+    return pa.table({"row_id": train["row_id"], "prompt": asked, "labels": train["shared_labels"]})
+
+
+def crossing(ingest: Artifact) -> pa.Table:
+    """What of each training record may cross: `row_id, patient_id, prompt, labels`, shared by k patients."""
+    train = ingest.table(
+        "records", ["row_id", "patient_id", "shared_prompt", "shared_labels"], pc.field("split") == "train"
+    )
+    train = train.filter(pc.is_valid(train["shared_prompt"]))
+    return train.rename_columns(["row_id", "patient_id", "prompt", "labels"])
+
+
+def _joined(labels: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Lists as text, which can be compared."""
+    return pa.chunked_array([[",".join(map(str, row)) for row in labels.to_pylist()]], pa.string())

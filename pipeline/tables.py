@@ -48,9 +48,12 @@ RECORDS = pa.schema(
         ("text", pa.string()),
         ("prompt", pa.string()),  # what the teacher reads
         ("labels", LABELS),
+        ("shared_prompt", pa.string()),  # what may cross, with the labels below; null where nothing may
+        ("shared_labels", LABELS),
         ("age", pa.float32()),
         ("sex", pa.string()),
         ("view", pa.string()),
+        ("patient_images", pa.int32()),  # of this patient in the cohort's table
         ("boxes", BOXES),
     ]
 )
@@ -69,6 +72,7 @@ SCORES = pa.schema(
         ("reid_score", pa.float32()),  # 0-1, higher = more re-identifiable
         ("nearest_row_id", pa.string()),
         ("margin", pa.float32()),  # logit of the best match minus the best of all other patients
+        ("decoy_score", pa.float32()),  # the same score over the decoys, unseen patients who stand beside the gallery
         ("pixel_copy", pa.bool_()),  # equals or nearly equals a real image pixel by pixel
     ]
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from pipeline import secret
 from pipeline.artifact import Artifact, Class, Draft
 from pipeline.config import Recipe
 from pipeline.progress import Bar
@@ -29,6 +30,11 @@ class Work:
     run_started_at: float
     """When the command began (seconds since 1970): an artifact that is older was reused."""
 
+    @property
+    def origin(self) -> bytes:
+        """Where the draws of a step that reads `private/` come from; one that may not takes the recipe's seed."""
+        return secret.run_origin(self.recipe, self.draft.store)
+
 
 def rounds_of(inputs: Mapping[str, Artifact], word: str) -> list[Artifact]:
     """The artifacts of a word that is done once a round: `score/0`, `score/1` ..."""
@@ -46,6 +52,8 @@ class Task:
     inputs: tuple[str, ...] = ()
     kind: Class = "private"
     version: int = 1
+    from_cohort: bool = False
+    """Whether it reads the cohort itself, whose name is then one of its inputs."""
     slots: int = 1
     """Share of `cluster.parallel_tasks` that it takes: two for what everything else waits for, so that no side task
     slows it on a laptop."""

@@ -14,6 +14,8 @@ from pipeline.tables import AUDIT_SCORES, SCORES, with_images
 from pipeline.task import Made, Work
 
 NETWORKS = ("filter_network", "auditor")
+DECOYS = "decoys"
+"""Beside `<network>_embeddings.parquet` of the training images: the decoys', by the filter's network."""
 
 
 class SampleImages:
@@ -45,21 +47,26 @@ class ScoreImages:
         self._models = [networks.load(folder / name).to(device) for name in NETWORKS]
         self._originals = leaks.Originals.of(images.array(pq.read_table(folder / "images.parquet")["image"]))
         self._galleries = [matching.Gallery.load(folder / f"{name}_embeddings.parquet") for name in NETWORKS]
+        self._decoys = matching.Gallery.load(folder / f"{DECOYS}_embeddings.parquet")
         self.reads = with_images(pa.schema([("row_id", pa.string())]), image_px, channels)
         self.adds = pa.schema([*list(SCORES)[1:], *list(AUDIT_SCORES)[1:]])
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         pixels = images.array(batch["image"])
-        found = []
-        for model, gallery in zip(self._models, self._galleries, strict=True):
-            embedded = networks.embeddings(model, pixels, self._score.batch_size)
-            found.append(matching.best_matches(model, embedded, gallery, self._score.gallery_block))
+        embedded = [networks.embeddings(model, pixels, self._score.batch_size) for model in self._models]
+        block = self._score.gallery_block
+        found = [
+            matching.best_matches(*searched, block)
+            for searched in zip(self._models, embedded, self._galleries, strict=True)
+        ]
+        decoys = matching.best_matches(self._models[0], embedded[0], self._decoys, block)
         names = self._galleries[0].row_ids
         nearest = [names[position] for position in found[0].nearest.tolist()]
         columns = [
             pa.array(found[0].reid_score.numpy(), pa.float32()),
             pa.array(nearest, pa.string()),
             pa.array(found[0].margin.numpy(), pa.float32()),
+            pa.array(decoys.reid_score.numpy(), pa.float32()),
             pa.array(self._originals.copies(pixels)),
             pa.array(found[1].reid_score.numpy(), pa.float32()),
         ]

@@ -1,7 +1,7 @@
 """Who belongs to which split, and which images of a patient stay.
 
-Both are functions of the seed and of identities, never of the order of rows, so a cohort that is listed again is
-split the same way. Not here: sizes and shares, which are the recipe's.
+Both are functions of an origin and of identities, never of the order of rows, so a cohort that is listed again is
+split the same way; where the origin is a secret, a list of patients does not tell who is where. Not here: sizes and shares, which are the recipe's.
 
 Axis letters: n images.
 """
@@ -26,7 +26,7 @@ class SplitError(ValueError):
 
 
 def assign(
-    patients: Sequence[str], splits: config.Splits, seed: int, min_patients: Mapping[config.Split, int]
+    patients: Sequence[str], splits: config.Splits, origin: seeds.Origin, min_patients: Mapping[config.Split, int]
 ) -> dict[str, str]:
     """The split of each patient, from one entry per image.
 
@@ -37,7 +37,7 @@ def assign(
     """
     n_images = Counter(patients)
     strata = dict(zip(n_images, np.digitize(list(n_images.values()), STRATA), strict=True))
-    line = sorted(n_images, key=lambda patient: (-strata[patient], seeds.row_seed(seed, "split", patient), patient))
+    line = sorted(n_images, key=lambda patient: (-strata[patient], seeds.row_seed(origin, "split", patient), patient))
     split_of = dict(zip(line, _dealt(splits.shares(), len(line)), strict=True))
     n_patients = Counter(split_of.values())
     for name, least in min_patients.items():
@@ -75,7 +75,7 @@ def within_cap(
     patients: Sequence[str],
     split_of: Mapping[str, str],
     caps: Mapping[config.Split, int],
-    seed: int,
+    origin: seeds.Origin,
 ) -> Bool[np.ndarray, " n"]:
     """Which images stay where a split caps the images of a patient: chosen by hash, not the first in the table."""
     cap_of: dict[str, int] = {**caps}
@@ -84,6 +84,6 @@ def within_cap(
         positions[patient].append(i)
     stays = np.ones(len(row_ids), bool)
     for patient, own in positions.items():
-        hashed = sorted(own, key=lambda i: seeds.row_seed(seed, "cap", row_ids[i]))
+        hashed = sorted(own, key=lambda i: seeds.row_seed(origin, "cap", row_ids[i]))
         stays[hashed[cap_of.get(split_of[patient], len(own)) :]] = False
     return stays

@@ -1,15 +1,13 @@
-"""How well a network recognises patients that it has never seen, and changed copies of films that it should know.
+"""How well a network recognises patients that it has never seen.
 
 An attacker holds two films and asks whether they show one patient (verification), or holds one film and asks whose it
-is (retrieval). What a filter built on the network would miss is measured on copies changed a little (perturbation
-recall). Not here: the risk of a synthetic set (`risk`). Axis letters: n images, c channels, h height, w width,
+is (retrieval). Not here: the risk of a synthetic set (`risk`), and which changed copies are found (`measures`). Axis letters: n images, c channels, h height, w width,
 p same-patient pairs, q different-patient pairs, d embedding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +15,10 @@ import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 
 from pipeline.estimate import Estimate
-from pipeline.images import to_torch, to_uint8
-from pipeline.privacy.augment import RoundTrip, perturbed_copies
 from pipeline.privacy.matching import Gallery, best_matches, different_pairs
 from pipeline.privacy.networks import SiameseNetwork, embeddings
 from pipeline.privacy.risk import clustered
-from pipeline.seeds import numpy_generator, torch_generator
+from pipeline.seeds import Origin, numpy_generator, torch_generator
 
 
 class Verification(NamedTuple):
@@ -47,7 +43,7 @@ def verification(
     images: UInt8[np.ndarray, "n h w c"],
     patients: Int[np.ndarray, " n"],
     *,
-    seed: int,
+    seed: Origin,
     operating_recall: float,
     batch_size: int,
     max_pairs: int = 20_000,
@@ -84,31 +80,6 @@ def verification(
     auc, recall, false_positive_rate = map(Estimate, found, low.tolist(), high.tolist(), counts)
     rank1 = _rank1(model, vectors, codes)
     return Verification(auc, threshold, recall, false_positive_rate, rank1, int(codes.max()) + 1)
-
-
-def perturbation_recall(
-    model: SiameseNetwork,
-    films: UInt8[np.ndarray, "n h w c"],
-    patients: Sequence[str],
-    gallery: Gallery,
-    threshold: float,
-    *,
-    generator: torch.Generator,
-    gallery_block: int,
-    batch_size: int,
-    round_trip: RoundTrip | None = None,
-) -> dict[str, Estimate]:
-    """Share of changed copies of gallery films whose best score over the gallery reaches the threshold, by change.
-
-    Copies are rounded to 8 bits, as synthetic images are. Intervals know that films of one patient resemble each
-    other.
-    """
-    recalls = {}
-    for name, copies in perturbed_copies(to_torch(films), generator, round_trip).items():
-        queries = embeddings(model, to_uint8(copies), batch_size)
-        flags = best_matches(model, queries, gallery, gallery_block).reid_score >= threshold
-        recalls[name] = clustered(flags.numpy(), patients)
-    return recalls
 
 
 def weighted_auc(

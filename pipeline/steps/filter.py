@@ -24,7 +24,7 @@ from pipeline.seeds import row_seed
 from pipeline.tables import KEPT, SCORES
 from pipeline.task import Made, Task, Work, rounds_of
 
-VERSION = 3
+VERSION = 4
 
 
 class NothingKeptError(RuntimeError):
@@ -96,28 +96,26 @@ def make_kept(work: Work) -> Made:
             f"filter: want kept images, got 0 of {decided.manifest['rows']} under rule {decided.facts['rule']!r} "
             "— loosen the rule, or sample more (sample.n_images, sample.max_rounds)"
         )
-    ingest = work.recipe.ingest
-    shared, levels = records.shared_prompts(work.inputs["ingest"], ingest.prompt, ingest.k_anonymity)
     parts = [records.synthetic(artifact, artifact, kept_ids) for artifact in rounds_of(work.inputs, "sample")]
     plan = pa.concat_tables([part.table for part in parts])
     pixels = np.concatenate([part.images for part in parts])
     # Their order must not tell which record a prompt came from.
-    order = np.argsort([row_seed(work.recipe.seed, "kept", row_id) for row_id in plan["row_id"].to_pylist()])
-    sources = [plan["prompt_row_id"][int(i)].as_py() for i in order]
-    labels = records.label_matrix(plan)[order]
+    order = np.argsort([row_seed(work.origin, "kept", row_id) for row_id in plan["row_id"].to_pylist()])
+    crossing = records.crossing(work.inputs["ingest"])
+    shared = dict(zip(crossing["row_id"].to_pylist(), crossing["prompt"].to_pylist(), strict=True))
     table = pa.table(
         [
             pa.array([f"synthetic-{position:06d}" for position in range(len(order))]),
-            pa.array([shared[row_id] for row_id in sources]),
-            records.label_lists(labels),
+            pa.array([shared[row_id] for row_id in plan["prompt_row_id"].take(order).to_pylist()]),
+            records.label_lists(records.label_matrix(plan)[order]),
         ],
         schema=KEPT,
     )
     work.draft.write_table(table.append_column("image", records.image_column(pixels[order])), "kept")
     facts = {
         "findings": work.inputs["ingest"].facts["findings"],
-        "prompt_levels": levels,
-        "k_anonymity": ingest.k_anonymity,
+        "prompt_levels": work.inputs["ingest"].facts["prompt_levels"],
+        "k_anonymity": work.recipe.ingest.k_anonymity,
         "guarantee": decided.facts["guarantee"],
         "rule": decided.facts["rule"],
         "reasons": decided.facts["reasons"],

@@ -16,34 +16,35 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import images, rows
-from pipeline.artifact import ArtifactError, Store, read_table, require_space
+from pipeline import images, rows, secret
+from pipeline.artifact import Store, read_table, require_space
 from pipeline.cohorts import phantom, splits, table, text
 from pipeline.config import SPLITS, ConfigError, Ingest, Recipe
 from pipeline.generators import prompts
 from pipeline.records import label_matrix
-from pipeline.tables import RECORDS, REJECTS, with_images
+from pipeline.seeds import Origin, subkey
+from pipeline.tables import LABELS, RECORDS, REJECTS, with_images
 from pipeline.task import Made, Task, Work
 
-VERSION = 1
+VERSION = 2
 IDENTITIES = pa.schema([("row_id", pa.string()), ("patient", pa.string()), ("source", pa.string())])
 
 
 def tasks(recipe: Recipe) -> list[Task]:
     """One artifact: tables `records`, `images`, `rejects`, `identities`."""
     config: dict[str, Any] = {
-        "ingest": recipe.ingest.model_dump(mode="json", exclude={"actors", "root", "patient_key_file"}),
+        "ingest": recipe.ingest.model_dump(mode="json", exclude=secret.ELSEWHERE),
         "seed": recipe.seed,
     }
-    if recipe.ingest.root is not None:
-        config["source"] = table.source_digest(recipe.ingest.table, recipe.ingest.root)
-    return [Task("ingest", make, config, version=VERSION, slots=2, resumable=True, about="records")]
+    return [
+        Task("ingest", make, config, version=VERSION, from_cohort=True, slots=2, resumable=True, about="records")
+    ]
 
 
 def make(work: Work) -> Made:
     """List the cohort, split it, cap it, read its pixels, clean its texts, hash its patients."""
     ingest = work.recipe.ingest
-    listing, listed, over_cap = checked(work.recipe, work.draft.store)
+    listing, listed, over_cap = checked(work.recipe, work.draft.store, work.origin)
     unusable = _read_pixels(work, listed)
     rejects = pa.concat_tables([listing.rejects, over_cap, unusable]).sort_by("row_id")
     kept = listed.filter(pc.invert(pc.is_in(listed["row_id"], unusable["row_id"].combine_chunks())))
@@ -51,7 +52,9 @@ def make(work: Work) -> Made:
     _require_patients(patients, ingest)
     _require_pairs(kept)
     kept, removed = _with_prompts(kept, ingest, listing.findings)
-    records = _hashed(kept, _patient_key(work)).select(RECORDS.names).cast(RECORDS)
+    hashed = _hashed(kept, subkey(secret.of(work.recipe, work.draft.store), "patient"))
+    records, levels = _with_shared(_with_films(hashed, listing.rows), ingest, listing.findings)
+    records = records.select(RECORDS.names).cast(RECORDS)
     work.draft.write_table(records, "records")
     work.draft.write_table(rejects, "rejects")
     work.draft.write_table(kept.select(IDENTITIES.names), "identities")
@@ -61,23 +64,27 @@ def make(work: Work) -> Made:
         "rows_in": len(listing.rows) + len(listing.rejects),
         "rejected": dict(Counter(rejects["reason"].to_pylist())),
         "removed_text": removed,
+        "prompt_levels": levels,
         "images_by_split": {name: images_by_split[name] for name in SPLITS},
         "patients_by_split": {name: len(patients[name]) for name in SPLITS},
     }
     return Made(facts, len(records))
 
 
-def checked(recipe: Recipe, store: Store) -> tuple[table.Listing, pa.Table, pa.Table]:
+def checked(
+    recipe: Recipe, store: Store, origin: Origin | None = None
+) -> tuple[table.Listing, pa.Table, pa.Table]:
     """The listed cohort, its rows that are used, with their split, and those over the cap. Opens no image.
 
+    Without an origin the splits are only for counting: a store that is new has no secret yet.
     Raises: CohortError, SplitError, ConfigError or ArtifactError, each before anything is written.
     """
     ingest = recipe.ingest
     listing = _listing(ingest, recipe.seed)
     _require_findings(recipe, listing.findings)
-    listed, over_cap = _split(listing.rows, ingest, recipe.seed)
+    secret.require_key_file(ingest)
+    listed, over_cap = _split(listing.rows, ingest, origin or secret.origin_if_known(recipe, store))
     _require_pairs(listed)
-    _require_key_file(ingest)
     require_space(store, 2 * len(listed) * ingest.image_px**2 * ingest.channels)
     return listing, listed, over_cap
 
@@ -129,11 +136,13 @@ def _require_findings(recipe: Recipe, findings: tuple[str, ...]) -> None:
             )
 
 
-def _split(listed: pa.Table, ingest: Ingest, seed: int) -> tuple[pa.Table, pa.Table]:
+def _split(listed: pa.Table, ingest: Ingest, origin: Origin) -> tuple[pa.Table, pa.Table]:
     patients = listed["patient"].to_pylist()
-    split_of = splits.assign(patients, ingest.splits, seed, ingest.min_patients)
+    split_of = splits.assign(patients, ingest.splits, origin, ingest.min_patients)
     listed = listed.append_column("split", pa.array([split_of[patient] for patient in patients], pa.string()))
-    within = splits.within_cap(listed["row_id"].to_pylist(), patients, split_of, ingest.max_images_per_patient, seed)
+    within = splits.within_cap(
+        listed["row_id"].to_pylist(), patients, split_of, ingest.max_images_per_patient, origin
+    )
     over = listed.filter(~within)
     reasons = [f"over the cap of images per patient in split {name}" for name in over["split"].to_pylist()]
     return listed.filter(within), pa.table([over["row_id"], pa.array(reasons, pa.string())], schema=REJECTS)
@@ -207,12 +216,6 @@ def _require_pairs(listed: pa.Table) -> None:
             )
 
 
-def _require_key_file(ingest: Ingest) -> None:
-    file = ingest.patient_key_file
-    if file is not None and not file.is_file():
-        raise ArtifactError(f"ingest.patient_key_file: want a file, got nothing at {file} — make one or leave it out")
-
-
 def _with_prompts(listed: pa.Table, ingest: Ingest, findings: tuple[str, ...]) -> tuple[pa.Table, dict[str, int]]:
     """Add `prompt`, for training rows only; how many words and phrases were removed from them, by reason."""
     train = listed.filter(pc.equal(listed["split"], "train"))
@@ -241,9 +244,22 @@ def _hashed(listed: pa.Table, key: bytes) -> pa.Table:
     return listed.append_column("patient_id", pa.array([pseudonym(p) for p in listed["patient"].to_pylist()]))
 
 
-def _patient_key(work: Work) -> bytes:
-    """The key of the hash: from the recipe's file, or made once for this store."""
-    file = work.recipe.ingest.patient_key_file
-    if file is not None:
-        return hashlib.blake2b(file.read_bytes(), digest_size=32).digest()
-    return work.draft.store.secret("private/patient.key")
+def _with_films(listed: pa.Table, rows: pa.Table) -> pa.Table:
+    """Add `patient_images`, how many rows of the cohort's table each patient has, caps and rejects included."""
+    n_images = Counter(rows["patient"].to_pylist())
+    return listed.append_column(
+        "patient_images", pa.array([n_images[patient] for patient in listed["patient"].to_pylist()], pa.int32())
+    )
+
+
+def _with_shared(
+    hashed: pa.Table, ingest: Ingest, findings: tuple[str, ...]
+) -> tuple[pa.Table, dict[str, int]]:
+    """Add what may cross of each training row, `shared_prompt` and `shared_labels`; rows by level of detail."""
+    train = hashed.filter(pc.equal(hashed["split"], "train"))
+    shared = prompts.recompose(train, findings, ingest.prompt, ingest.k_anonymity)
+    told = dict(zip(train["row_id"].to_pylist(), zip(shared.prompts, shared.labels.tolist(), strict=True), strict=True))
+    pairs = [told.get(row_id, (None, None)) for row_id in hashed["row_id"].to_pylist()]
+    hashed = hashed.append_column("shared_prompt", pa.array([prompt for prompt, _ in pairs], pa.string()))
+    labels = [None if prompt is None else labels for prompt, labels in pairs]
+    return hashed.append_column("shared_labels", pa.array(labels, LABELS)), shared.levels

@@ -147,7 +147,7 @@ def _ledger(inputs: Mapping[str, Artifact], train: records.Records, gallery_bloc
     names = kept["row_id"].to_pylist()
     # The kept images stand in the gallery's place here: each training image looks for the closest of them.
     synthetic = matching.Gallery.of(model, _images(kept), names, names, 256)
-    found = matching.best_matches(model, real.embeddings, synthetic, gallery_block)
+    found = matching.best_matches(model, real.as_they_are, synthetic, gallery_block)
     scores, nearest = found.reid_score.numpy(), found.nearest.numpy()
     patients = np.asarray(train.table["patient_id"].to_pylist())
     rows = []
@@ -244,7 +244,7 @@ def _told(recipe: Recipe) -> dict[str, Any]:
         exclude={
             "cluster": True,
             "tune": True,
-            "ingest": {"root", "patient_key_file"},
+            "ingest": {"root", "key_file"},
             "teach": {"text": {"folder"}},
             "distill": {"text": {"folder"}},
             "identify": {"filter_network": {"warm_start"}, "auditor": {"warm_start"}},

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pyarrow.compute as pc
-
+from pipeline import records
 from pipeline.config import Recipe
 from pipeline.generators import prompts
 from pipeline.task import Made, Task, Work
 from pipeline.workers import sample_plan
 
-VERSION = 1
+VERSION = 2
 
 
 def round_tasks(recipe: Recipe, number: int) -> list[Task]:
@@ -36,15 +35,14 @@ def make(work: Work) -> Made:
     """Plan the round's prompts and stream them through the sampling actors."""
     ingest, sample = work.inputs["ingest"], work.recipe.sample
     number = int(work.draft.key.name.split("/")[1])
-    train = ingest.table("records", where=pc.field("split") == "train")
     before = work.inputs.get(f"filter/{number - 1}")
     short = before.facts["shortfall"] if before else {}
     findings = ingest.facts["findings"]
     plan = prompts.plan(
-        train,
+        records.asked_for(ingest),
         sample.n_images,
         number,
-        work.recipe.seed,
+        work.origin,
         short={findings.index(name): n for name, n in short.items()},
     )
     return sample_plan(work, plan, work.inputs["teach"])

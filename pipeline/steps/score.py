@@ -18,9 +18,9 @@ from pipeline.config import Recipe
 from pipeline.privacy import matching, networks
 from pipeline.records import Records
 from pipeline.task import Made, Task, Work
-from pipeline.workers import NETWORKS, score_rows
+from pipeline.workers import DECOYS, NETWORKS, score_rows
 
-VERSION = 3
+VERSION = 4
 UNSEEN = ("control", "test")
 
 
@@ -67,33 +67,40 @@ def _section(recipe: Recipe) -> dict[str, Any]:
 
 
 def make_gallery(work: Work) -> Made:
-    """Keep all training images and their embeddings by both networks.
+    """Keep all training images and their embeddings by both networks, and the decoys' by the filter's.
 
     Those of patients with several are scored against each other: what a match of one patient looks like.
     """
-    train = records.of_split(work.inputs["ingest"], "train")
+    train, decoys = (records.of_split(work.inputs["ingest"], split) for split in ("train", "control"))
     trained = {name: work.inputs[f"identify/{name}"] for name in NETWORKS}
     section, group = work.recipe.score, fit.Group(cpus=work.recipe.score.cpus_per_actor)
-    same_patient = fit.small(_gallery, train, trained, section, out=work.draft.folder, group=group)
+    same_patient = fit.small(_gallery, train, decoys, trained, section, out=work.draft.folder, group=group)
     work.draft.write_table(same_patient, "same_patient")
     work.draft.write_table(pa.table({"row_id": train.row_ids, "image": records.image_column(train.images)}), "images")
     return Made({"patients": len(set(train.patients.tolist()))}, len(train.images))
 
 
-def _gallery(train: Records, trained: dict[str, Artifact], score: config.Score, out: Path) -> pa.Table:
+def _gallery(
+    train: Records, decoys: Records, trained: dict[str, Artifact], score: config.Score, out: Path
+) -> pa.Table:
     columns: dict[str, Any] = {}
     patients, sizes = train.table["patient_id"].to_pylist(), np.bincount(train.patients)
     several = np.flatnonzero(sizes[train.patients] > 1)
     for name, artifact in trained.items():
         model = networks.load(artifact.local() / "network")
         model.save(out / name)
-        gallery = matching.Gallery.of(model, train.images, patients, train.row_ids, score.batch_size)
+        gallery = matching.Gallery.of(model, train.images, patients, train.row_ids, score.batch_size, score.poses)
         gallery.save(out / f"{name}_embeddings.parquet")
         found = matching.best_matches(
-            model, gallery.embeddings[several], gallery, score.gallery_block, exclude_row=torch.from_numpy(several)
+            model, gallery.as_they_are[several], gallery, score.gallery_block, exclude_row=torch.from_numpy(several)
         )
         columns[name] = pa.array(found.reid_score.numpy(), pa.float32())
-    return pa.table({"row_id": [train.row_ids[i] for i in several]} | columns)
+    others = decoys.table["patient_id"].to_pylist()
+    model = networks.load(out / NETWORKS[0])
+    unseen = matching.Gallery.of(model, decoys.images, others, decoys.row_ids, score.batch_size, score.poses)
+    unseen.save(out / f"{DECOYS}_embeddings.parquet")
+    named = {"row_id": [train.row_ids[i] for i in several], "patient_id": [patients[i] for i in several]}
+    return pa.table(named | columns)
 
 
 def make_unseen(work: Work) -> Made:

@@ -9,14 +9,14 @@ from pipeline.config import Recipe
 from pipeline.seeds import row_seed
 from pipeline.task import Made, Task, Work
 
-VERSION = 2
+VERSION = 3
 
 
 def tasks(recipe: Recipe) -> list[Task]:
     """`teach/latents` (autoencoder, tokenizer, encoded rows) and `teach` (the pipeline)."""
-    section, seed = recipe.teach, recipe.seed + recipe.teach.seed_offset
-    latents = generator.fingerprinted_latents(section) | {"seed": seed}
-    config = generator.fingerprinted(section) | {"seed": seed}
+    section, seeds = recipe.teach, {"seed": recipe.seed, "seed_offset": recipe.teach.seed_offset}
+    latents = generator.fingerprinted_latents(section) | seeds
+    config = generator.fingerprinted(section) | seeds
     return [
         Task(
             "teach/latents",
@@ -38,13 +38,13 @@ def make_latents(work: Work) -> Made:
     table = train.table.select(["row_id", "prompt"]).append_column(
         "image", pa.chunked_array([images.column(train.images)])
     )
-    return generator.make_latents(work, work.recipe.teach, table, _seed(work.recipe))
+    return generator.make_latents(work, work.recipe.teach, table, _seed(work))
 
 
 def make(work: Work) -> Made:
     """Train the teacher."""
-    return generator.make_pipeline(work, work.recipe.teach, "teach/latents", _seed(work.recipe))
+    return generator.make_pipeline(work, work.recipe.teach, "teach/latents", _seed(work))
 
 
-def _seed(recipe: Recipe) -> int:
-    return row_seed(recipe.seed + recipe.teach.seed_offset, "teach")
+def _seed(work: Work) -> int:
+    return row_seed(work.origin, "teach", work.recipe.teach.seed_offset)
