@@ -499,10 +499,37 @@ class Evaluate(Section):
     """A ratio counts scores at or over this percentile of control scores, whatever rule filters (published: 95)."""
     min_control: Count = 1_000
     """Fewer control or test images than this is `not enough evidence`."""
+    membership_people: Count = 600
+    """Most people of each split, one film each, by whom membership is measured."""
     ssim_prompts: Count = 40
     """Prompts whose images are compared by MS-SSIM, four of each."""
     neighbours: Count = 5
     """k of precision, recall, density and coverage."""
+
+
+class Strengths(Section):
+    """How strongly a copy may be changed and must still be found, whatever the networks were trained on."""
+
+    shift: Frac = 0.083
+    """Shift, as a share of the side: 4 px of 48."""
+    rotation: Annotated[float, Field(ge=0)] = 5.0
+    """Degrees."""
+    zoom_in: Annotated[float, Field(ge=0)] = 0.18
+    """Enlarged by this share."""
+    zoom_out: Annotated[float, Field(ge=0)] = 0.18
+    """Made smaller by the inverse of this."""
+    crop: Annotated[float, Field(ge=0, lt=0.6)] = 0.15
+    """Share of the side that is cut off, at a random place; the rest is enlarged."""
+    gain_up: Annotated[float, Field(ge=0)] = 0.3
+    """More contrast, by this share."""
+    gain_down: Annotated[float, Field(ge=0, lt=0.66)] = 0.3
+    """Less contrast."""
+    blur: Frac = 0.015
+    """Standard deviation of a Gaussian blur, as a share of the side."""
+    noise: Annotated[float, Field(ge=0)] = 0.06
+    """Standard deviation on the scale [-1, 1], about twice a film's own."""
+    jpeg: Annotated[float, Field(ge=0, lt=66)] = 50.0
+    """Points of JPEG quality below 100."""
 
 
 class Gate(Section):
@@ -510,16 +537,23 @@ class Gate(Section):
 
     max_excess: Frac = 0.05
     """Largest upper 95 % bound of the auditor's ratio over control, for the student and the kept set."""
-    min_recall: Frac = 0.95
-    """Smallest share of perturbed training images that the filter flags."""
-    min_recall_near: Frac = 0.9
-    """Smallest share of the teacher's own near-duplicates that the filter flags."""
-    near_timestep_frac: Frac = 0.3
-    """How far a real image is noised before the teacher denoises it, to make a near-duplicate."""
+    max_excess_strict: Frac = 0.02
+    """The same at the 99th percentile of control: the surest matches."""
+    min_recall: Frac = 0.9
+    """Smallest share of changed copies of training images that each of the two networks flags, at the threshold that it
+    is used with: of the kind of change that it finds worst, at the strengths below."""
+    strengths: Strengths = Strengths()
+    """Changes that must be survived."""
+    near_timestep_frac: Frac = 0.5
+    """How far a real image is noised before the teacher denoises it, to make a near-duplicate; one more kind."""
     min_coverage: Frac = 0.3
-    """Smallest coverage of the real test set by the student (no collapse)."""
+    """Smallest coverage of the real test set by the student (no collapse), as a share of what as many other real images
+    cover."""
+    max_membership: Annotated[float, Field(ge=0.5, le=1)] = 0.65
+    """Largest upper 95 % bound of the AUC with which an attacker tells who was trained on: by the student's loss on a
+    film, and by the gaps in the kept set."""
     n_probe: Count = 400
-    """Training images that are perturbed for the recall conditions."""
+    """Training images that are changed for the recall conditions."""
 
 
 class Release(Section):

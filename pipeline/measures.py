@@ -3,20 +3,27 @@
 Joins what `privacy` and `utility` compute to the arms of a run; knows neither Ray nor files.
 """
 
+# pyarrow.compute makes its functions at import, out of pyright's sight.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int8, Int64, Shaped
+import pyarrow.compute as pc
+from jaxtyping import Float, Int8, Int64, UInt8
 
 from pipeline.config import Evaluate
-from pipeline.estimate import Estimate
-from pipeline.privacy import risk
+from pipeline.estimate import Estimate, is_small
+from pipeline.privacy import membership as tests
+from pipeline.privacy import risk, rules
 from pipeline.records import Records, Synthetic
-from pipeline.seeds import numpy_generator
+from pipeline.seeds import Origin, numpy_generator
 from pipeline.utility import auroc, classifier, similarity
 from pipeline.utility import fidelity as distances
 
@@ -27,10 +34,13 @@ RATIOS = {
 }
 SIZES = ((1, "1"), (3, "2-3"), (12, "4-12"), (29, "13-29"), (np.inf, "30+"))
 IMAGES_PER_PROMPT = 4
-NEAR = "near_duplicate"
 NO_FINDING = "none"
+STRICT_PERCENTILE = 99.0
+"""Of control scores: what only one in a hundred strangers' images reaches."""
 
 Metrics = dict[str, Estimate]
+Encoder = Callable[[UInt8[np.ndarray, "n h w c"]], Float[np.ndarray, "n d"]]
+"""Images to the features that likeness is measured by."""
 
 
 class Risk(NamedTuple):
@@ -38,6 +48,8 @@ class Risk(NamedTuple):
 
     control: pa.Table
     """Unseen patients who calibrate the thresholds."""
+    control_patients: Int64[np.ndarray, " n"]
+    """Patients of `control`, in the order of row_id."""
     test: pa.Table
     """Other unseen patients: what the ratios are compared with."""
     test_patients: Int64[np.ndarray, " n"]
@@ -49,7 +61,9 @@ class Risk(NamedTuple):
     student_private: pa.Table
     """The student under the private set's prompts, in their shared form; with `prompt_row_id`."""
     changed: pa.Table
-    """Changed copies of training images: kind, patient, and a score per network."""
+    """Changed copies of training images: kind, factor of the demanded strength, patient, and a score per network."""
+    planted: pa.Table
+    """Copies of training images that were scored among the student's."""
     baseline: Mapping[str, Float[np.ndarray, " n"]]
     """Scores of random pairs, by network."""
     train: pa.Table
@@ -58,10 +72,27 @@ class Risk(NamedTuple):
     """By subject (control, teacher, student): labels of a film, or those that a synthetic image's prompt asks for."""
     findings: Sequence[str]
     percentile: float
+    k: int
+    """A figure about fewer patients than this is not told."""
 
 
 def privacy(scores: Risk, filter_threshold: float | None) -> Metrics:
-    """Ratios by both networks with control, baseline and excess; what was learned by heart; the filter's recall."""
+    """Ratios by both networks with control, baseline and excess; what was learned by heart; how far the judges see.
+
+    Every ratio's interval holds the error of the control percentile that it counts from.
+    """
+    return (
+        _ratios(scores)
+        | _by_images(scores)
+        | _by_finding(scores)
+        | _learned(scores)
+        | _recall(scores, filter_threshold)
+        | _planted(scores)
+    )
+
+
+def _ratios(scores: Risk) -> Metrics:
+    """By both networks; and the kept set's excess at a strict percentile, for near copies that a loose rule lets by."""
     found: Metrics = {}
     subjects = {
         "teacher": scores.teacher,
@@ -69,43 +100,69 @@ def privacy(scores: Risk, filter_threshold: float | None) -> Metrics:
         "student": scores.student,
         "student_private_prompts": scores.student_private,
     }
-    for network, (column, ratio, excess) in RATIOS.items():
-        threshold = control_threshold(_values(scores.control, column), scores.percentile)
-        control = risk.clustered(_values(scores.test, column) >= threshold, scores.test_patients)
-        found[f"privacy/control/{ratio}"] = control
-        found[f"privacy/baseline/{ratio}"] = _share(scores.baseline[network] >= threshold)
+    patients: dict[str, Any] = {"control_clusters": scores.control_patients}
+    both = patients | {"test_clusters": scores.test_patients}
+    for column, ratio, excess in RATIOS.values():
+        control, test = _calibration(scores.control, column), _judged(scores.test, column)
+        found[f"privacy/control/{ratio}"] = risk.ratio_over_control(
+            test, control, scores.percentile, clusters=scores.test_patients, **patients
+        )
         for subject, table in subjects.items():
-            found[f"privacy/{subject}/{ratio}"] = _share(_values(table, column) >= threshold)
-            found[f"privacy/{subject}/{excess}"] = risk.difference(found[f"privacy/{subject}/{ratio}"], control)
-    return found | _by_images(scores) | _by_finding(scores) | _learned(scores) | _recall(scores, filter_threshold)
+            judged = _judged(table, column)
+            found[f"privacy/{subject}/{ratio}"] = risk.ratio_over_control(judged, control, scores.percentile, **patients)
+            found[f"privacy/{subject}/{excess}"] = risk.excess_over_control(
+                judged, test, control, scores.percentile, **both
+            )
+    for network, baseline in scores.baseline.items():
+        column, ratio, _ = RATIOS[network]
+        control = _calibration(scores.control, column)
+        found[f"privacy/baseline/{ratio}"] = risk.ratio_over_control(baseline, control, scores.percentile, **patients)
+    column, _, excess = RATIOS["auditor"]
+    subject = {"filtered": scores.kept, "student": scores.student}
+    for name, table in subject.items():
+        found[f"privacy/{name}/{excess}_strict"] = risk.excess_over_control(
+            _judged(table, column),
+            _judged(scores.test, column),
+            _calibration(scores.control, column),
+            STRICT_PERCENTILE,
+            **both,
+        )
+    return found
 
 
 def control_threshold(control: Float[np.ndarray, " n"], percentile: float) -> float:
-    """The score from which a ratio counts an image: a percentile of unseen patients' scores, rounded up."""
+    """The score from which a ratio counts an image: a percentile of unseen patients' scores, rounded up.
+
+    Raises: ValueError if there is none or one is missing: a percentile of NaN would flag nothing.
+    """
+    if not len(control) or np.isnan(control).any():
+        raise ValueError(f"control scores: want numbers, got {np.isnan(control).sum()} missing of {len(control)}")
     return float(np.percentile(control, percentile, method="higher"))
 
 
 def _by_images(scores: Risk) -> Metrics:
     """The ratio by how many real images the patient behind the prompt has."""
     patients = dict(zip(scores.train["row_id"].to_pylist(), scores.train["patient_id"].to_pylist(), strict=True))
-    sizes = dict(zip(*np.unique(list(patients.values()), return_counts=True), strict=True))
-    threshold = control_threshold(_values(scores.control, "reid_score"), scores.percentile)
+    sizes = Counter(patients.values())
+    band_of = {patient: next(name for largest, name in SIZES if n <= largest) for patient, n in sizes.items()}
+    n_patients = Counter(band_of.values())
+    threshold = control_threshold(_calibration(scores.control, "reid_score"), scores.percentile)
     found: Metrics = {}
     for subject, table in (("teacher", scores.teacher), ("student_private_prompts", scores.student_private)):
-        n_images = [sizes[patients[row_id]] for row_id in table["prompt_row_id"].to_pylist()]
-        bands = [next(name for largest, name in SIZES if n <= largest) for n in n_images]
-        ratios = risk.ratio_by_group(_values(table, "reid_score") >= threshold, bands)
-        found |= {f"privacy/{subject}/reid_ratio_images_{name}": ratios[name] for _, name in SIZES if name in ratios}
+        bands = [band_of[patients[row_id]] for row_id in table["prompt_row_id"].to_pylist()]
+        ratios = risk.ratio_by_group(_judged(table, "reid_score") >= threshold, bands)
+        told = (name for _, name in SIZES if name in ratios and n_patients[name] >= scores.k)
+        found |= {f"privacy/{subject}/reid_ratio_images_{name}": ratios[name] for name in told}
     return found
 
 
 def _by_finding(scores: Risk) -> Metrics:
     """The ratio of the images that show a finding, and of those that show none."""
-    threshold = control_threshold(_values(scores.control, "reid_score"), scores.percentile)
+    threshold = control_threshold(_calibration(scores.control, "reid_score"), scores.percentile)
     found: Metrics = {}
     for subject, table in {"control": scores.test, "teacher": scores.teacher, "student": scores.student}.items():
-        flags, present = _values(table, "reid_score") >= threshold, scores.shown[subject] == 1
-        groups = dict(zip(scores.findings, present.T, strict=True)) | {NO_FINDING: ~present.any(1)}
+        flags, labels = _judged(table, "reid_score") >= threshold, scores.shown[subject]
+        groups = dict(zip(scores.findings, (labels == 1).T, strict=True)) | {NO_FINDING: rules.none_shown(labels)}
         for name, group in groups.items():
             clusters = scores.test_patients[group] if subject == "control" else np.arange(group.sum())
             found[f"privacy/{subject}/reid_ratio_finding_{name}"] = risk.clustered(flags[group], clusters)
@@ -134,23 +191,97 @@ def _learned(scores: Risk) -> Metrics:
 
 
 def _recall(scores: Risk, filter_threshold: float | None) -> Metrics:
-    """Share of changed copies of training images that are flagged, perturbed ones by kind and in all.
+    """Share of changed copies of training images that are flagged, by kind of change and by strength.
 
     By the filter's network at the filter's threshold, and by the auditor at its control threshold.
     """
     thresholds = {
         "filter_network": np.inf if filter_threshold is None else filter_threshold,
-        "auditor": control_threshold(_values(scores.control, "audit_score"), scores.percentile),
+        "auditor": control_threshold(_calibration(scores.control, "audit_score"), scores.percentile),
     }
-    kinds, patients = np.asarray(scores.changed["kind"].to_pylist()), _values(scores.changed, "patient")
-    groups = {f"perturbed_recall_{kind}": kinds == kind for kind in np.unique(kinds) if kind != NEAR}
-    groups |= {"perturbed_recall": kinds != NEAR, "near_duplicate_recall": kinds == NEAR}
+    kinds, factors = _values(scores.changed, "kind"), _values(scores.changed, "factor")
+    patients = _values(scores.changed, "patient")
     found: Metrics = {}
     for network, threshold in thresholds.items():
-        flags = _values(scores.changed, network) >= threshold
-        for name, group in groups.items():
-            found[f"privacy/{network}/{name}"] = risk.clustered(flags[group], patients[group])
+        flags = _values(scores.changed, network) >= threshold  # a copy without a score was not found
+        for kind in np.unique(kinds):
+            for factor in np.unique(factors[kinds == kind]):
+                group = (kinds == kind) & (factors == factor)
+                found[f"privacy/{network}/{recall_name(kind, factor)}"] = risk.clustered(flags[group], patients[group])
     return found
+
+
+def recall_name(kind: str, factor: float) -> str:
+    """The metric's name of the recall on one kind of change, at a factor of the strength that is demanded."""
+    return f"recall_{kind}_x{factor:g}"
+
+
+def recalls(metrics: Mapping[str, Estimate], network: str) -> dict[str, dict[float, Estimate]]:
+    """Recall of a network by kind of change and factor of the demanded strength."""
+    found: dict[str, dict[float, Estimate]] = {}
+    for key, estimate in metrics.items():
+        named = re.fullmatch(rf"privacy/{network}/recall_(\w+)_x([\d.]+)", key)
+        if named:
+            found.setdefault(named[1], {})[float(named[2])] = estimate
+    return found
+
+
+def _planted(scores: Risk) -> Metrics:
+    """Share of the planted copies that each network flags, where they were judged among the student's images."""
+    found: Metrics = {}
+    names = scores.planted["row_id"]
+    for network, (column, _, _) in RATIOS.items():
+        threshold = control_threshold(_calibration(scores.control, column), scores.percentile)
+        for kind in ("exact", "near"):
+            rows = pc.starts_with(names, f"planted-{kind}-").to_numpy(zero_copy_only=False)
+            flags = _values(scores.planted, column)[rows] >= threshold
+            found[f"privacy/{network}/planted_{kind}"] = risk.wilson(int(flags.sum()), len(flags))
+    return found
+
+
+def membership(attacks: Mapping[str, pa.Table], origin: Origin) -> Metrics:
+    """What an attacker learns of who was trained on: AUC by loss and by gaps, with null and positive control.
+
+    `attacks` are the tables of `probes`: `membership_teacher` and `membership_student` hold losses, `gaps` how near
+    the closest kept image is. The null compares two groups of strangers.
+    """
+    found: Metrics = {}
+    for subject in ("teacher", "student"):
+        table, name = attacks[f"membership_{subject}"], f"privacy/{subject}/membership"
+        found |= _told_apart(table, "loss", name, origin)
+        found[f"{name}_null_auc"] = _auc(table, "loss", "control", "stranger", origin)
+    for network, of_network in (("filter_network", "gap"), ("auditor", "gap_audit")):
+        table, name = attacks["gaps"], f"privacy/filtered/{of_network}"
+        found |= _told_apart(table, network, name, origin)
+        # Control patients are the decoys, if there are any: a gap around one looks like a gap around a member.
+        found[f"{name}_control_auc"] = _auc(table, network, "control", "stranger", origin)
+        found[f"{name}_among_control_auc"] = _auc(table, network, "member", "control", origin)
+    return found
+
+
+def _told_apart(table: pa.Table, column: str, name: str, origin: Origin) -> Metrics:
+    """A member's value is the lower one: a smaller loss, or no kept image near."""
+    compared = _compared(table, column, "member", "stranger")
+    attack = tests.true_positive_rate(*compared, generator=numpy_generator(origin, name, "halves"))
+    return {
+        f"{name}_auc": _auc(table, column, "member", "stranger", origin),
+        f"{name}_tpr": attack.true_positive_rate,
+        f"{name}_fpr": attack.false_positive_rate,
+    }
+
+
+def _auc(table: pa.Table, column: str, first: str, second: str, origin: Origin) -> Estimate:
+    return tests.folded(tests.membership_auc(*_compared(table, column, first, second), origin))
+
+
+def _compared(
+    table: pa.Table, column: str, first: str, second: str
+) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " s"], Int64[np.ndarray, " m"], Int64[np.ndarray, " s"]]:
+    """Scores of two parts, higher for who seems a member, and their strata."""
+    parts = [table.filter(pc.equal(table["part"], part)) for part in (first, second)]
+    scores = (-_values(part, column) for part in parts)
+    strata = (_values(part, "stratum") for part in parts)
+    return (*scores, *strata)
 
 
 def utility(
@@ -158,7 +289,7 @@ def utility(
     probabilities: Mapping[str, Float[np.ndarray, "n k"]],
     findings: Sequence[str],
     section: Evaluate,
-    seed: int,
+    seed: Origin,
 ) -> Metrics:
     """AUROC on real test images of classifiers trained on each arm, and the student's retention."""
     found: Metrics = {}
@@ -168,30 +299,35 @@ def utility(
         )
         found |= {f"utility/{arm}/{auroc_name(name)}": estimate for name, estimate in estimates.items()}
     for reference in ("real", "teacher"):
-        ratio = auroc.retention(
-            test.labels,
-            probabilities["student"],
-            probabilities[reference],
-            test.patients,
-            n_resamples=section.bootstrap,
-            seed=seed,
-        )
-        if ratio is not None:
-            found[f"utility/student/retention_{reference}"] = ratio
+        for name, above_chance in (("retention", False), ("retention_above_chance", True)):
+            ratio = auroc.retention(
+                test.labels,
+                probabilities["student"],
+                probabilities[reference],
+                test.patients,
+                n_resamples=section.bootstrap,
+                seed=seed,
+                above_chance=above_chance,
+            )
+            if ratio is not None:
+                found[f"utility/student/{name}_{reference}"] = ratio
     return found
 
 
 def adherence(
-    real_classifier: classifier.FindingsClassifier,
+    judge: classifier.FindingsClassifier,
     synthetic: Mapping[str, Synthetic],
     findings: Sequence[str],
     section: Evaluate,
-    seed: int,
+    seed: Origin,
 ) -> Metrics:
-    """AUROC of a classifier trained on real images, on synthetic ones against the labels that prompts asked for."""
+    """AUROC of a classifier on synthetic images against the labels that prompts asked for.
+
+    `judge` learned from real images of other patients than the teacher did: the teacher's own would praise it.
+    """
     found: Metrics = {}
     for subject, made in synthetic.items():
-        scores = classifier.predict(real_classifier, made.images)
+        scores = classifier.predict(judge, made.images)
         clusters = np.unique(made.table["prompt"].to_pylist(), return_inverse=True)[1]
         estimates = auroc.bootstrap_auroc(
             made.labels, scores, clusters, findings, n_resamples=section.bootstrap, seed=seed
@@ -201,35 +337,36 @@ def adherence(
 
 
 def fidelity(
-    encoder: classifier.FindingsClassifier,
+    features_of: Encoder,
     test: Records,
     control: Records,
     synthetic: Mapping[str, Synthetic],
     section: Evaluate,
-    seed: int,
+    seed: Origin,
 ) -> Metrics:
     """FID, KID, precision, recall, density and coverage against real test images, and MS-SSIM.
 
     Subject `control` is other real images: what a perfect generator would reach at that n.
     """
-    reference = classifier.features(encoder, test.images)
+    reference = features_of(test.images)
     subjects = {"control": control.images} | {subject: made.images for subject, made in synthetic.items()}
     n = min(len(pixels) for pixels in subjects.values())
     found: Metrics = {}
     for subject, pixels in subjects.items():
-        features = classifier.features(
-            encoder, pixels[np.sort(numpy_generator(seed, "fid").permutation(len(pixels))[:n])]
-        )
+        features = features_of(pixels[np.sort(numpy_generator(seed, "fid").permutation(len(pixels))[:n])])
         found[f"fidelity/{subject}/fid"] = distances.fid(reference, features, seed=seed)
         found[f"fidelity/{subject}/kid"] = distances.kid(reference, features, seed=seed)
         shares = distances.manifold(reference, features, neighbours=section.neighbours)
         found |= {f"fidelity/{subject}/{name}": share for name, share in shares._asdict().items()}
+        found[f"fidelity/{subject}/coverage_relative"] = distances.relative_coverage(
+            shares.coverage, found["fidelity/control/coverage"]
+        )
     for subject, made in synthetic.items():
         found |= _diversity(subject, made, section.ssim_prompts, seed)
     return found
 
 
-def _diversity(subject: str, made: Synthetic, n_prompts: int, seed: int) -> Metrics:
+def _diversity(subject: str, made: Synthetic, n_prompts: int, seed: Origin) -> Metrics:
     rows_of: dict[str, list[int]] = {}
     for row, prompt in enumerate(made.table["prompt"].to_pylist()):
         rows_of.setdefault(prompt, []).append(row)
@@ -248,9 +385,37 @@ def auroc_name(name: str) -> str:
     return f"{name}_auroc" if name in ("macro", "micro") else f"auroc_{name}"
 
 
-def _share(flags: Shaped[np.ndarray, " n"]) -> Estimate:
-    return risk.wilson(int(flags.sum()), len(flags))
+def without_small_cells(metrics: Metrics, test: Records, findings: Sequence[str], k: int) -> Metrics:
+    """The metrics without those that are about fewer than k people.
+
+    A finding that fewer than k test patients have, or that fewer than k are known to lack, is left out by name: its n
+    and its figures would tell of single persons.
+    """
+    rare = {name for name, column in zip(findings, test.labels.T, strict=True) if _is_rare(column, test.patients, k)}
+    return {key: found for key, found in metrics.items() if _finding_of(key) not in rare and not is_small(found.n, k)}
+
+
+def _is_rare(labels: Int8[np.ndarray, " n"], patients: Int64[np.ndarray, " n"], k: int) -> bool:
+    return any(len(np.unique(patients[labels == value])) < k for value in (0, 1))
+
+
+def _finding_of(key: str) -> str:
+    name = key.rsplit("/", 1)[1]
+    return name.removeprefix("reid_ratio_finding_").removeprefix("auroc_")
+
+
+def _calibration(table: pa.Table, column: str) -> Float[np.ndarray, " n"]:
+    """Scores that a threshold is taken from; none may be missing."""
+    values = _values(table, column)
+    control_threshold(values, 50.0)
+    return values
+
+
+def _judged(table: pa.Table, column: str) -> Float[np.ndarray, " n"]:
+    """Scores that are judged; an image without one counts as flagged, as nobody cleared it."""
+    values = _values(table, column)
+    return np.where(np.isnan(values), np.inf, values)
 
 
 def _values(table: pa.Table, column: str) -> np.ndarray:
-    return table[column].to_numpy()
+    return table[column].to_numpy(zero_copy_only=False)

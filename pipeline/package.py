@@ -130,6 +130,11 @@ def read_images(dataset: Path) -> UInt8[np.ndarray, "n h w c"]:
     return pixels.reshape(*pixels.shape[:3], -1)
 
 
+def read_rows(dataset: Path) -> pa.Table:
+    """The released rows, in the order of the shards."""
+    return pa.concat_tables([pq.read_table(shard) for shard in sorted((dataset / "data").glob("*.parquet"))])
+
+
 def templates() -> list[str]:
     """The prose that every package has, so that the leak scan does not take it for somebody's report."""
     return [path.read_text(encoding="utf-8") for path in sorted(TEMPLATES.glob("*.md.j2"))]

@@ -6,7 +6,7 @@ Reads `private/`: runs as the custodian. What it finds is counted by kind, never
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +14,64 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, UInt8
 
-from pipeline import measures, package, records
+from pipeline import package, records
 from pipeline.artifact import Artifact
 from pipeline.cohorts import text
 from pipeline.config import Recipe, TextEncoder
 from pipeline.folders import Folder
 from pipeline.generators.text import load_tokenizer
-from pipeline.privacy import leaks
-from pipeline.workers import ScoreImages
+from pipeline.privacy import leaks, matching, networks
+from pipeline.workers import NETWORKS
+
+PAIR = ("prompt", "labels", "patient_id")
+PLANTED = "planted-"
+ROUNDING = 1e-5
+"""By how much a score of the same image may differ between two kinds of hardware."""
 
 
 def scan_package(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path) -> dict[str, int]:
-    """Findings by kind in a release package: its images against every training image, its files against secrets."""
+    """Findings by kind in a release package: its images against every training image, its files against secrets.
+
+    The student's images are not in the package, but whoever has the student makes such: those that were measured are
+    looked at too.
+    """
     released = package.read_images(folder / "dataset")
-    originals = leaks.Originals.of(records.of_split(inputs["ingest"], "train").images)
-    flags = [_flags(recipe, inputs, released, network) for network in measures.RATIOS]
-    found = Counter(leak.why for leak in leaks.scan_images(released, originals, *flags))
-    return dict(found) | scan_text(recipe, inputs, folder)
+    found = Counter(leak.why for leak in leaks.scan_images(released, _originals(inputs["ingest"])))
+    found["over the filter's threshold"] = int(_over_threshold(recipe, inputs, released).sum())
+    student = inputs["evaluate/student_scores"].table(columns=["row_id", "pixel_copy"])
+    own = pc.invert(pc.starts_with(student["row_id"], PLANTED))
+    found["a student's image nearly a real one"] = pc.sum(student.filter(own)["pixel_copy"]).as_py() or 0
+    return {kind: n for kind, n in found.items() if n} | scan_text(recipe, inputs, folder)
+
+
+def rows_below_k(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path) -> int:
+    """Released rows whose prompt and labels are not those that at least k training patients share."""
+    patients: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    crossing = records.crossing(inputs["ingest"])
+    for prompt, labels, patient in zip(*(crossing[name].to_pylist() for name in PAIR), strict=True):
+        patients[(prompt, *map(str, labels))].add(patient)
+    told = package.read_rows(folder / "dataset").drop_columns(["id", "image"]).to_pylist()
+    pairs = [tuple(map(str, row.values())) for row in told]
+    return sum(len(patients[pair]) < recipe.ingest.k_anonymity for pair in pairs)
+
+
+def _originals(ingest: Artifact) -> leaks.Originals:
+    return leaks.Originals.of(records.of_split(ingest, "train").images)
+
+
+def _over_threshold(
+    recipe: Recipe, inputs: Mapping[str, Artifact], released: UInt8[np.ndarray, "n h w c"]
+) -> Bool[np.ndarray, " n"]:
+    """Released images that the rule would have dropped: the filter was not applied to them."""
+    threshold = inputs["filter"].facts["threshold"]
+    if threshold is None or not len(released):
+        return np.zeros(len(released), bool)
+    folder = inputs["score/gallery"].local()
+    model = networks.load(folder / NETWORKS[0])
+    gallery = matching.Gallery.load(folder / f"{NETWORKS[0]}_embeddings.parquet")
+    queries = networks.embeddings(model, released, recipe.score.batch_size)
+    scores = matching.best_matches(model, queries, gallery, recipe.score.gallery_block).reid_score.numpy()
+    return scores.astype(np.float64) >= threshold + ROUNDING
 
 
 def scan_text(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path) -> dict[str, int]:
@@ -40,9 +81,16 @@ def scan_text(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path) -> d
     return dict(Counter(leak.kind for leak in leaks.scan_files(folder, secrets(recipe, inputs["ingest"]), allowed)))
 
 
-def scan_page(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Folder) -> dict[str, int]:
-    """The same for what was written on another machine."""
-    return scan_text(recipe, inputs, folder.local())
+def scan_page(
+    recipe: Recipe,
+    inputs: Mapping[str, Artifact],
+    folder: Folder,
+    shown: Sequence[UInt8[np.ndarray, "n h w c"]],
+) -> dict[str, int]:
+    """Findings by kind in a page, which may have been written on another machine, and among the images it shows."""
+    originals = _originals(inputs["ingest"])
+    images = Counter(leak.why for some in shown for leak in leaks.scan_images(some, originals))
+    return dict(images) | scan_text(recipe, inputs, folder.local())
 
 
 def secrets(recipe: Recipe, ingest: Artifact) -> dict[leaks.Kind, Iterable[str]]:
@@ -71,17 +119,3 @@ def _rare_phrases(train: pa.Table, k: int) -> set[str]:
         for phrase in own:
             owners[phrase].add(patient)
     return {phrase for phrase, by in owners.items() if len(by) < k}
-
-
-def _flags(
-    recipe: Recipe, inputs: Mapping[str, Artifact], released: UInt8[np.ndarray, "n h w c"], network: str
-) -> Bool[np.ndarray, " n"]:
-    """Whether this network puts each released image over its control threshold."""
-    column = measures.RATIOS[network][0]
-    control = inputs["ingest"].table("records", ["row_id"], pc.field("split") == "control")["row_id"]
-    scores = inputs["score/unseen"].table(columns=[column], where=pc.field("row_id").isin(control.combine_chunks()))
-    threshold = measures.control_threshold(scores[column].to_numpy(), recipe.evaluate.control_percentile)
-    ingest = recipe.ingest
-    scorer = ScoreImages(inputs["score/gallery"], recipe.score, ingest.image_px, ingest.channels)
-    batch = pa.table({"row_id": [str(i) for i in range(len(released))], "image": records.image_column(released)})
-    return scorer(batch)[column].to_numpy() >= threshold

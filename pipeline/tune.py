@@ -140,7 +140,8 @@ def make_answer(work: Work) -> Made:
     }
     (folder / "summary.json").write_text(json.dumps(body, indent=1, allow_nan=False))
     kept = _kept(work, next(one for one in found.tried if one.kept))
-    leaks = fit.small(scan.scan_page, work.recipe, {**work.inputs, "filter": kept}, Folder.of(folder))
+    shown = [] if page.kept_images is None else [page.kept_images]
+    leaks = fit.small(scan.scan_page, work.recipe, {**work.inputs, "filter": kept}, Folder.of(folder), shown)
     if leaks:
         raise LeakError(f"public explorer: want no secret, got {leaks} — see which text of the recipe holds one")
     return Made({"answer": found.sentence, "recommended": found.recommended, "front": list(found.on_front)})

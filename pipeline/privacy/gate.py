@@ -7,16 +7,20 @@ it; an interval that holds the limit is *not enough evidence*, which does not cl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from pipeline import config
 from pipeline.estimate import Estimate
-from pipeline.privacy.risk import difference
 
 PASS, FAIL, UNSURE = "pass", "fail", "not enough evidence"
 # A recipe may lower its floor so that a small cohort runs; what a weak network finds is not evidence for that.
 AUC_FLOOR = 0.9
+CHANCE = 0.5
+NULL_SLACK = 0.03
+"""An AUC of strangers against strangers whose interval lies so far over chance is no chance any more."""
+NOTHING = Estimate(math.nan, 0.0, 1.0, 0)
 
 
 class Verdict(NamedTuple):
@@ -37,41 +41,57 @@ class Verdict(NamedTuple):
 class Evidence(NamedTuple):
     """What the gate judges."""
 
-    student_ratio: Estimate
-    """The student's re-identification ratio by the auditor."""
-    kept_ratio: Estimate
-    """The kept set's, by the auditor."""
-    control_ratio: Estimate
-    """That of unseen patients' images, by the auditor."""
-    recall_perturbed: Estimate
-    """Share of perturbed training images that the filter flags."""
-    recall_near: Estimate
-    """Share of the teacher's near-duplicates that the filter flags."""
+    excess: Mapping[str, Estimate]
+    """By what is judged (the student, the kept set ...), how much more often the auditor flags it than strangers."""
+    strict: Mapping[str, Estimate]
+    """The same at a percentile of control that one in a hundred strangers' images reaches."""
+    recalls: Mapping[str, Mapping[str, Estimate]]
+    """By network and kind of change, the share of changed training images that it flags at the demanded strength."""
+    planted_exact: Mapping[str, Estimate]
+    """By network, the share of exact copies that it flags among the judged images."""
+    planted_near: Mapping[str, Estimate]
+    """Of near copies."""
+    membership: Mapping[str, Estimate]
+    """By attack, the AUC with which members are told from strangers."""
+    membership_null: Mapping[str, Estimate]
+    """By attack, where it was measured, the AUC with which strangers are told from other strangers."""
+    membership_teacher: Estimate
+    """The AUC by the teacher's loss: what the attack finds where there is something to be found."""
     coverage: Estimate
-    """Coverage of the real test set by the student."""
-    filter_auc: Estimate
-    """Verification AUC of the filter's network."""
-    auditor_auc: Estimate
-    """Verification AUC of the auditor."""
-    n_control: int
-    """Images of unseen patients that calibrated the threshold."""
+    """Coverage of the real test set by the student, as a share of what as many other real images cover."""
+    network_auc: Mapping[str, Estimate]
+    """Verification AUC by network."""
+    n_unseen: Mapping[str, int]
+    """Images of unseen patients: those that calibrate the threshold, and those that ratios are compared with."""
+    n_below_k: int
+    """Released rows whose prompt and labels fewer than k training patients share."""
     n_leaks: Mapping[str, int]
     """Findings of the leak scan by kind; empty if it found nothing."""
 
 
-def judge(evidence: Evidence, conditions: config.Gate, *, auc_floor: float, min_control: int) -> tuple[Verdict, ...]:
+def judge(evidence: Evidence, conditions: config.Gate, *, auc_floor: float, min_unseen: int) -> tuple[Verdict, ...]:
     """The verdict on every condition, in the order of the report."""
-    student = difference(evidence.student_ratio, evidence.control_ratio)
-    kept = difference(evidence.kept_ratio, evidence.control_ratio)
+    limit = conditions.max_excess
     return (
-        at_most("student over control", student, conditions.max_excess, "the auditor flags it as it flags strangers"),
-        at_most("kept set over control", kept, conditions.max_excess, "the auditor flags it as it flags strangers"),
-        at_least("recall on perturbed copies", evidence.recall_perturbed, conditions.min_recall, "copies are caught"),
-        at_least("recall on near-duplicates", evidence.recall_near, conditions.min_recall_near, "copies are caught"),
+        *(at_most(f"{name} over control", e, limit, _as_strangers(e)) for name, e in evidence.excess.items()),
+        *(
+            at_most(f"{name}, surest matches", e, conditions.max_excess_strict, _as_strangers(e))
+            for name, e in evidence.strict.items()
+        ),
+        *(recall(network, kinds, conditions.min_recall) for network, kinds in evidence.recalls.items()),
+        *(
+            planted(network, exact, evidence.planted_near[network], conditions.min_recall)
+            for network, exact in evidence.planted_exact.items()
+        ),
+        *(
+            member(attack, auc, evidence.membership_null.get(attack), conditions.max_membership)
+            for attack, auc in evidence.membership.items()
+        ),
+        found_members(evidence.membership_teacher),
         at_least("coverage", evidence.coverage, conditions.min_coverage, "a collapsed student only looks private"),
-        network("filter network", evidence.filter_auc, auc_floor),
-        network("auditor", evidence.auditor_auc, auc_floor),
-        control_size(evidence.n_control, min_control),
+        *(network(name, auc, auc_floor) for name, auc in evidence.network_auc.items()),
+        *(size(name, n, min_unseen) for name, n in evidence.n_unseen.items()),
+        shared_by_k(evidence.n_below_k),
         leak_scan(evidence.n_leaks),
     )
 
@@ -93,6 +113,48 @@ def at_least(name: str, estimate: Estimate, limit: float, why: str) -> Verdict:
     return Verdict(name, verdict, _percent(estimate), f"at least {limit:.1%}", _reason(verdict, why))
 
 
+def recall(network: str, kinds: Mapping[str, Estimate], limit: float) -> Verdict:
+    """Passes if every kind of change leaves the whole interval at or over the limit; told is the worst kind."""
+    if not kinds:
+        return at_least(f"{network}'s recall on changed copies", NOTHING, limit, "no copy was tried")
+    worst = min(kinds, key=lambda kind: (kinds[kind].low, kinds[kind].value))
+    why = f"worst of {len(kinds)} kinds of change: {worst.replace('_', ' ')}"
+    return at_least(f"{network}'s recall on changed copies", kinds[worst], limit, why)
+
+
+def planted(network: str, exact: Estimate, near: Estimate, limit: float) -> Verdict:
+    """Passes if every exact copy that was planted among the judged images was flagged, and near ones as demanded."""
+    name, why = f"{network} finds planted copies", "a judge that overlooks these clears anything"
+    verdict = at_least(name, near, limit, why)
+    if exact.n == 0:
+        verdict = verdict._replace(verdict=UNSURE)
+    elif exact.value < 1:
+        verdict = verdict._replace(verdict=FAIL)
+    told = f"exact {_percent(exact)}; near {_percent(near)}"
+    return verdict._replace(measured=told, wanted=f"exact 100%, near at least {limit:.0%}")
+
+
+def member(attack: str, auc: Estimate, null: Estimate | None, limit: float) -> Verdict:
+    """Passes if the AUC's whole interval lies at or under the limit, and strangers are not told from strangers."""
+    verdict = PASS if auc.high <= limit else FAIL if auc.low > limit else UNSURE
+    why = "nobody may be told to have been in the training data"
+    measured = f"AUC {_decimal(auc)}"
+    if null is not None:
+        measured += f"; strangers among themselves {_decimal(null)}"
+        if null.n == 0 or null.low > CHANCE + NULL_SLACK:
+            verdict, why = UNSURE, "strangers are told from strangers as well, so that it says nothing of members"
+    return Verdict(
+        f"membership by {attack}", verdict, measured, f"upper bound at most {limit:.2f}", _reason(verdict, why)
+    )
+
+
+def found_members(teacher: Estimate) -> Verdict:
+    """Passes if the attack finds members where there must be some to be found: by the teacher's loss."""
+    verdict = PASS if teacher.n and teacher.low > CHANCE else UNSURE
+    why = "the attack works" if verdict == PASS else "an attack that finds nothing by the teacher proves nothing"
+    return Verdict("membership attack, on the teacher", verdict, f"AUC {_decimal(teacher)}", "over 0.50", why)
+
+
 def network(name: str, auc: Estimate, floor: float) -> Verdict:
     """Passes if the AUC's lower bound reaches the recipe's floor and 0.9; else it is unsure, as are its answers."""
     limit = max(floor, AUC_FLOOR)
@@ -102,10 +164,17 @@ def network(name: str, auc: Estimate, floor: float) -> Verdict:
     return Verdict(name, verdict, measured, f"lower bound at least {limit:.3f}", why)
 
 
-def control_size(n: int, minimum: int) -> Verdict:
-    """Passes if there are enough images of unseen patients to speak of a percentile of their scores."""
+def size(name: str, n: int, minimum: int) -> Verdict:
+    """Passes if there are enough images of unseen patients to speak of a percentile of their scores, and of a rate."""
     verdict = PASS if n >= minimum else UNSURE
-    return Verdict("control size", verdict, f"{n:,} images", f"at least {minimum:,} images", "thresholds rest on it")
+    return Verdict(name, verdict, f"{n:,} images", f"at least {minimum:,} images", "thresholds and ratios rest on it")
+
+
+def shared_by_k(n_below: int) -> Verdict:
+    """Passes if every released row tells what at least k training patients share."""
+    verdict = FAIL if n_below else PASS
+    why = "what a row tells must not point to one record"
+    return Verdict("prompt and labels shared by k patients", verdict, f"{n_below:,} rows below k", "0 rows", why)
 
 
 def leak_scan(n_leaks: Mapping[str, int]) -> Verdict:
@@ -116,10 +185,25 @@ def leak_scan(n_leaks: Mapping[str, int]) -> Verdict:
     return Verdict("leak scan", verdict, found or "nothing found", "nothing found", why)
 
 
+def _as_strangers(excess: Estimate) -> str:
+    """What the excess over strangers says, in words that match its numbers."""
+    if excess.n == 0:
+        return "not measured"
+    if excess.low > 0:
+        return f"flagged more often than strangers' images, by {excess.low:.1%} or more"
+    return "not shown to be flagged more often than strangers' images"
+
+
 def _percent(estimate: Estimate) -> str:
     if estimate.n == 0:
         return "not measured"
     return f"{estimate.value:.1%} [{estimate.low:.1%}, {estimate.high:.1%}], n {estimate.n:,}"
+
+
+def _decimal(estimate: Estimate) -> str:
+    if estimate.n == 0:
+        return "not measured"
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}], n {estimate.n:,}"
 
 
 def _reason(verdict: str, why: str) -> str:

@@ -1,6 +1,6 @@
 """The last look at what is about to leave: is a released image a real one, is a secret in any file?
 
-Images are compared with the gallery pixel by pixel, then nearly, then by both networks. Files are searched for
+Images are compared with the gallery pixel by pixel, then nearly. Files are searched for
 patient ids, row ids, source paths and unfiltered phrases. Not here: whether a finding stops the release (gate). What
 is found is private: count it in logs and cards, never quote it. Axis letters: n released images, m gallery images.
 """
@@ -48,9 +48,9 @@ class ImageLeak(NamedTuple):
 
     released: int
     """Position among the released images."""
-    gallery: int | None
-    """Position of the real image; none where only the networks speak."""
-    why: Literal["same pixels", "nearly the same pixels", "both networks"]
+    gallery: int
+    """Position of the real image."""
+    why: Literal["same pixels", "nearly the same pixels"]
     """The strongest finding for this image."""
 
 
@@ -105,17 +105,11 @@ class Originals:
         return np.isin(np.arange(len(images)), [*self.same(images), *self.near(images)])
 
 
-def scan_images(
-    released: UInt8[np.ndarray, "n h w c"],
-    originals: Originals,
-    filter_flags: Bool[np.ndarray, " n"],
-    auditor_flags: Bool[np.ndarray, " n"],
-) -> list[ImageLeak]:
-    """The released images that equal a real one, nearly equal one, or that both networks put over their thresholds.
+def scan_images(released: UInt8[np.ndarray, "n h w c"], originals: Originals) -> list[ImageLeak]:
+    """The released images that equal a real one, or nearly equal one.
 
-    The findings are alternatives. Kept images are under the filter's threshold by construction, so asking both
-    networks to confirm a near copy would let every one pass; that both flag an image says that the filter was
-    not applied to it. A shifted or rotated copy is left to the networks. Costs n x m hash comparisons.
+    A shifted or rotated copy is left to the networks, whose verdict is one of rates: single images of strangers are
+    flagged as well. Costs n x m hash comparisons.
     """
     same, near = originals.same(released), originals.near(released)
     leaks = []
@@ -124,8 +118,6 @@ def scan_images(
             leaks.append(ImageLeak(i, same[i], "same pixels"))
         elif i in near:
             leaks.append(ImageLeak(i, near[i], "nearly the same pixels"))
-        elif filter_flags[i] and auditor_flags[i]:
-            leaks.append(ImageLeak(i, None, "both networks"))
     return leaks
 
 

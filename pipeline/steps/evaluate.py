@@ -10,6 +10,7 @@ student's images with their scores. `evaluate` reads them all and writes `metric
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,14 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int8, UInt8
 
-from pipeline import config, fit, images, measures, records
+from pipeline import config, fit, images, measures, probes, records
 from pipeline.artifact import Artifact, folder_digest
 from pipeline.config import Classifier, Recipe
 from pipeline.estimate import Estimate
-from pipeline.generators import autoencoder
-from pipeline.generators.sampler import Sampler
 from pipeline.privacy import matching, networks
-from pipeline.privacy.augment import perturbed_copies
 from pipeline.progress import Bar
 from pipeline.records import Records, Synthetic
 from pipeline.seeds import numpy_generator, row_seed, torch_generator
@@ -35,8 +33,12 @@ from pipeline.task import Made, Task, Work, rounds_of
 from pipeline.utility import classifier
 from pipeline.workers import NETWORKS, sample_plan, score_rows
 
-VERSION = 2
-METRICS_VERSION = 3
+VERSION = 3
+METRICS_VERSION = 4
+JUDGE, ENCODER = "classifier", "encoder"
+"""Folders of the classifier that judges, and of the encoder that features come from."""
+RECOGNITION = "auditor's embedding, as there are no labels to learn from"
+EMBED_ROWS = 256
 STUDENT_PLAN = pa.schema(
     [
         ("row_id", pa.string()),
@@ -52,6 +54,8 @@ STUDENT_PLAN = pa.schema(
 def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
     """The arms and `evaluate` itself."""
     section, seed = recipe.evaluate, recipe.seed
+    student_seed = {"seed": seed, "seed_offset": recipe.distill.seed_offset}
+    people = {"people": section.membership_people, "seed": seed}
     arm = {"classifier": section.classifier.model_dump(), "n_train": section.n_train, "seed": seed}
     sampler = recipe.sample.model_dump(include={"steps", "guidance_scale", "batch_size"})
     rounds = tuple(f"{word}/{number}" for word in ("sample", "score") for number in range(n_rounds))
@@ -70,8 +74,8 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
         Task("evaluate/real", make_real, arm, ("ingest",), version=VERSION, about="classifier on real images"),
         Task(
             "evaluate/changed",
-            make_changed,
-            {"gate": recipe.release.conditions.model_dump(include={"n_probe", "near_timestep_frac"})}
+            probes.make_changed,
+            {"gate": recipe.release.conditions.model_dump(include={"n_probe", "near_timestep_frac", "strengths"})}
             | {"sample": sampler, "seed": seed},
             ("ingest", "teach/latents", "teach", "score/gallery"),
             version=VERSION,
@@ -89,7 +93,7 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
         Task(
             "evaluate/student_images",
             make_student_images,
-            {"n_student": section.n_student, "sample": sampler, "seed": seed + recipe.distill.seed_offset},
+            {"n_student": section.n_student, "sample": sampler} | student_seed,
             ("ingest", "filter", "distill"),
             version=VERSION,
             slots=recipe.sample.actors,
@@ -99,11 +103,31 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
         Task(
             "evaluate/student_scores",
             make_student_scores,
-            {"score": recipe.score.model_dump(include={"batch_size", "gallery_block"})},
-            ("score/gallery", "evaluate/student_images"),
+            {"score": recipe.score.model_dump(include={"batch_size", "gallery_block"}), "seed": seed}
+            | {"strengths": recipe.release.conditions.strengths.model_dump()},
+            ("ingest", "score/gallery", "evaluate/student_images"),
             version=VERSION,
             resumable=True,
-            about="their risk",
+            about="their risk, and planted copies'",
+        ),
+        *(
+            Task(
+                f"evaluate/membership_{whose}",
+                probes.make_losses,
+                people | {"batch_size": recipe.sample.batch_size},
+                ("ingest", model),
+                version=VERSION,
+                about=f"members by the {whose}'s loss",
+            )
+            for whose, model in (("teacher", "teach"), ("student", "distill"))
+        ),
+        Task(
+            "evaluate/gaps",
+            probes.make_gaps,
+            people,
+            ("ingest", "filter", "score/gallery"),
+            version=VERSION,
+            about="members by gaps in the kept set",
         ),
         Task(
             "evaluate/student",
@@ -128,7 +152,8 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
             )
         )
         arms.append("student_large")
-    parts = ("encoder", "changed", "student_images", "student_scores", *arms)
+    attacks = ("membership_teacher", "membership_student", "gaps")
+    parts = ("encoder", "changed", "student_images", "student_scores", *attacks, *arms)
     measured = section.model_dump(
         include={"bootstrap", "control_percentile", "min_control", "ssim_prompts", "neighbours"}
     )
@@ -153,16 +178,22 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
 
 
 def make_encoder(work: Work) -> Made:
-    """Train the domain encoder of FID and KID on the `identify` patients, or take the given one."""
-    section = work.recipe.evaluate
-    if section.encoder_folder is not None:
-        model = classifier.load(section.encoder_folder)
-        model.save(work.draft.folder / "classifier")
-    else:
+    """Train a classifier on the `identify` patients, whom no generator saw: it judges whether images show what was
+    asked for, and is the domain encoder of FID and KID unless another is given.
+    """
+    section, ingest = work.recipe.evaluate, work.inputs["ingest"]
+    judge, encoder = work.draft.folder / JUDGE, work.draft.folder / ENCODER
+    if ingest.facts["findings"]:
         cfg = Classifier.model_validate(section.classifier.model_dump() | {"steps": section.encoder_steps})
-        data = records.of_split(work.inputs["ingest"], "identify")
-        fit.small(_classifier, cfg, data.images, data.labels, work.recipe.seed, work.bar, out=work.draft.folder)
-    return Made({"encoder": classifier.name(classifier.load(work.draft.folder / "classifier"))})
+        data = records.of_split(ingest, "identify")
+        seed = row_seed(work.origin, "encoder")
+        fit.small(_classifier, cfg, data.images, data.labels, seed, work.bar, out=work.draft.folder)
+    if section.encoder_folder is not None:
+        classifier.load(section.encoder_folder).save(encoder)
+    elif judge.is_dir():
+        classifier.load(judge).save(encoder)
+    name = classifier.name(classifier.load(encoder)) if encoder.is_dir() else RECOGNITION
+    return Made({"encoder": name})
 
 
 def make_real(work: Work) -> Made:
@@ -200,19 +231,21 @@ def _arm(
 ) -> Made:
     """Train on at most `n_train` images (never more than there are real ones, times the factor); predict test."""
     ingest, section = work.inputs["ingest"], work.recipe.evaluate
+    if not ingest.facts["findings"]:
+        return Made({"n_train": 0}, 0)  # nothing to learn: utility is not measured
     n = min(round(factor * min(section.n_train, ingest.facts["images_by_split"]["train"])), len(pixels))
-    chosen = np.sort(numpy_generator(work.recipe.seed, "arm").permutation(len(pixels))[:n])
+    chosen = np.sort(numpy_generator(work.origin, "arm").permutation(len(pixels))[:n])
     fit.small(
         _classifier,
         section.classifier,
         pixels[chosen],
         labels[chosen],
-        work.recipe.seed,
+        row_seed(work.origin, "classifier"),
         work.bar,
         out=work.draft.folder,
     )
     test = records.of_split(ingest, "test")
-    predicted = classifier.predict(classifier.load(work.draft.folder / "classifier"), test.images)
+    predicted = classifier.predict(classifier.load(work.draft.folder / JUDGE), test.images)
     lists = pa.array(list(predicted.astype(np.float32)), pa.list_(pa.float32()))
     work.draft.write_table(pa.table({"row_id": test.row_ids, "probabilities": lists}), "test")
     return Made({"n_train": n}, n)
@@ -222,49 +255,8 @@ def _classifier(
     cfg: config.Classifier, pixels: np.ndarray, labels: np.ndarray, seed: int, bar: Bar, out: Path
 ) -> None:
     bar.begin(cfg.steps)
-    model = classifier.fit(
-        cfg, pixels, labels, seed=row_seed(seed, "classifier"), on_step=lambda done, total: bar.add(1)
-    )
-    model.save(out / "classifier")
-
-
-def make_changed(work: Work) -> Made:
-    """Score changed copies of training images: perturbed ones, and near-duplicates made by the teacher."""
-    train = records.of_split(work.inputs["ingest"], "train")
-    order = numpy_generator(work.recipe.seed, "changed").permutation(len(train.images))
-    probes = records.take(train, np.sort(order[: work.recipe.release.conditions.n_probe]))
-    table = fit.small(_changed, work.recipe, probes, dict(work.inputs))
-    work.draft.write_table(table)
-    return Made({}, len(table))
-
-
-def _changed(recipe: Recipe, probes: Records, inputs: Mapping[str, Artifact]) -> pa.Table:
-    folders = {name: inputs[name].local() for name in ("teach/latents", "teach", "score/gallery")}
-    vae = autoencoder.load(folders["teach/latents"] / "vae")
-    generator = torch_generator(recipe.seed, "changed copies")
-    pixels = images.to_torch(probes.images)
-    copies = perturbed_copies(pixels, generator, lambda some: autoencoder.decode(vae, autoencoder.encode(vae, some)))
-    changed = {kind: images.to_uint8(copy) for kind, copy in copies.items()}
-    changed["near_duplicate"] = Sampler(folders["teach"] / "pipeline", recipe.sample).partial_denoise(
-        probes.images,
-        probes.table["prompt"].to_pylist(),
-        [row_seed(recipe.seed, "near", row_id) for row_id in probes.row_ids],
-        recipe.release.conditions.near_timestep_frac,
-    )
-    parts = []
-    for kind, pixels_of_kind in changed.items():
-        columns: dict[str, Any] = {"row_id": [f"{kind}-{row_id}" for row_id in probes.row_ids]}
-        columns["kind"] = [kind] * len(probes.images)
-        columns["patient"] = probes.patients
-        for name in NETWORKS:
-            model = networks.load(folders["score/gallery"] / name)
-            gallery = matching.Gallery.load(folders["score/gallery"] / f"{name}_embeddings.parquet")
-            queries = networks.embeddings(model, pixels_of_kind, recipe.score.batch_size)
-            columns[name] = matching.best_matches(
-                model, queries, gallery, recipe.score.gallery_block
-            ).reid_score.numpy()
-        parts.append(pa.table(columns))
-    return pa.concat_tables(parts)
+    model = classifier.fit(cfg, pixels, labels, seed=seed, on_step=lambda done, total: bar.add(1))
+    model.save(out / JUDGE)
 
 
 def make_student_images(work: Work) -> Made:
@@ -273,28 +265,19 @@ def make_student_images(work: Work) -> Made:
 
 
 def _student_plan(work: Work) -> pa.Table:
-    recipe, ingest = work.recipe, work.recipe.ingest
     kept = work.inputs["filter"].table("kept", ["row_id", "prompt", "labels"])
-    train = work.inputs["ingest"].table("records", where=pc.field("split") == "train")
-    shared, _ = records.shared_prompts(work.inputs["ingest"], ingest.prompt, ingest.k_anonymity)
-    private = pa.table(
-        {
-            "row_id": train["row_id"],
-            "prompt": [shared[row_id] for row_id in train["row_id"].to_pylist()],
-            "labels": train["labels"],
-        }
-    )
-    return pa.concat_tables([student_arm(recipe, "kept", kept), student_arm(recipe, "private", private)])
+    private = records.crossing(work.inputs["ingest"]).drop_columns("patient_id")
+    return pa.concat_tables([student_arm(work, "kept", kept), student_arm(work, "private", private)])
 
 
-def student_arm(recipe: Recipe, arm: str, source: pa.Table) -> pa.Table:
+def student_arm(work: Work, arm: str, source: pa.Table) -> pa.Table:
     """What to sample of the student: prompts of `source` (row_id, prompt, labels), as often as it takes."""
-    seed, n = recipe.seed + recipe.distill.seed_offset, recipe.evaluate.n_student
-    drawn = np.resize(numpy_generator(seed, "student", arm).permutation(len(source)), n)
+    offset, n = work.recipe.distill.seed_offset, work.recipe.evaluate.n_student
+    drawn = np.resize(numpy_generator(work.origin, "student", offset, arm).permutation(len(source)), n)
     names = [f"{arm}-{position:06d}" for position in range(n)]
     columns = {
         "row_id": names,
-        "seed": [row_seed(seed, "student", name) for name in names],
+        "seed": [row_seed(work.origin, "student", offset, name) for name in names],
         "prompt": source["prompt"].take(drawn),
         "labels": source["labels"].take(drawn),
         "arm": [arm] * n,
@@ -304,19 +287,21 @@ def student_arm(recipe: Recipe, arm: str, source: pa.Table) -> pa.Table:
 
 
 def make_student_scores(work: Work) -> Made:
-    """Score the student's images against the real training images."""
-    return score_rows(work, work.inputs["evaluate/student_images"].uri_of("rows"), work.inputs["score/gallery"])
+    """Score the student's images against the real training images, and copies of such, planted among them."""
+    rows = work.inputs["evaluate/student_images"].table("rows", ["row_id", "image"])
+    source = work.draft.write_source(pa.concat_tables([rows, probes.planted(work)]))
+    return score_rows(work, source, work.inputs["score/gallery"])
 
 
 def make(work: Work) -> Made:
     """Read every part and write `metrics.json`."""
     arms = [name.removeprefix("evaluate/") for name in work.inputs if name.removeprefix("evaluate/") in measures.ARMS]
-    metrics = fit.small(_measured, work.recipe, dict(work.inputs), arms)
+    metrics = fit.small(_measured, work.recipe, work.origin, dict(work.inputs), arms)
     body = {key: value.as_dict() for key, value in metrics.items()}
     (work.draft.folder / "metrics.json").write_text(json.dumps(body, indent=1, allow_nan=False))
     facts = {
         "encoder": work.inputs["evaluate/encoder"].facts["encoder"],
-        "n_control": work.inputs["ingest"].facts["images_by_split"]["control"],
+        **{f"n_{split}": work.inputs["ingest"].facts["images_by_split"][split] for split in ("control", "test")},
         "n_train": {arm: work.inputs[f"evaluate/{arm}"].facts["n_train"] for arm in arms},
         "train": {
             "images": work.inputs["ingest"].facts["images_by_split"]["train"],
@@ -326,7 +311,9 @@ def make(work: Work) -> Made:
     return Made(facts, len(metrics))
 
 
-def _measured(recipe: Recipe, inputs: Mapping[str, Artifact], arms: Sequence[str]) -> dict[str, Estimate]:
+def _measured(
+    recipe: Recipe, origin: bytes, inputs: Mapping[str, Artifact], arms: Sequence[str]
+) -> dict[str, Estimate]:
     """All metrics; runs in one task, as it holds every arm's images at once."""
     ingest, section = inputs["ingest"], recipe.evaluate
     (decided,) = rounds_of(inputs, "filter")
@@ -335,18 +322,31 @@ def _measured(recipe: Recipe, inputs: Mapping[str, Artifact], arms: Sequence[str
     kept = Synthetic(kept_table, images.array(kept_table["image"]), records.label_matrix(kept_table))
     teacher = records.synthetic(inputs["sample/0"], inputs["sample/0"])
     student = _student(inputs["evaluate/student_images"], "kept")
-    risk = _risk(inputs, test, control, section.control_percentile)
-    encoder = classifier.load(inputs["evaluate/encoder"].local() / "classifier")
-    real_classifier = classifier.load(inputs["evaluate/real"].local() / "classifier")
     synthetic = {"teacher": teacher, "filtered": kept, "student": student}
-    probabilities = {arm: _probabilities(inputs[f"evaluate/{arm}"]) for arm in arms}
-    return {
+    findings, k = ingest.facts["findings"], recipe.ingest.k_anonymity
+    risk = _risk(inputs, origin, test, control, section.control_percentile, k)
+    attacks = {name: inputs[f"evaluate/{name}"].table() for name in ("membership_teacher", "membership_student", "gaps")}
+    measured = {
         **_network_metrics(inputs),
         **measures.privacy(risk, decided.facts["threshold"]),
-        **measures.utility(test, probabilities, ingest.facts["findings"], section, recipe.seed),
-        **measures.adherence(real_classifier, synthetic, ingest.facts["findings"], section, recipe.seed),
-        **measures.fidelity(encoder, test, control, synthetic, section, recipe.seed),
+        **measures.membership(attacks, origin),
+        **measures.fidelity(_encoder(inputs), test, control, synthetic, section, origin),
     }
+    if findings:
+        probabilities = {arm: _probabilities(inputs[f"evaluate/{arm}"]) for arm in arms}
+        judge = classifier.load(inputs["evaluate/encoder"].local() / JUDGE)
+        measured |= measures.utility(test, probabilities, findings, section, origin)
+        measured |= measures.adherence(judge, synthetic, findings, section, origin)
+    return measures.without_small_cells(measured, test, findings, k)
+
+
+def _encoder(inputs: Mapping[str, Artifact]) -> measures.Encoder:
+    """What features of likeness are taken from; without findings there is no classifier, but networks that recognise."""
+    folder = inputs["evaluate/encoder"].local() / ENCODER
+    if folder.is_dir():
+        return functools.partial(classifier.features, classifier.load(folder))
+    model = networks.load(inputs["score/gallery"].local() / "auditor")
+    return lambda pixels: networks.embeddings(model, pixels, EMBED_ROWS).numpy()
 
 
 def _student(student_images: Artifact, arm: str) -> Synthetic:
@@ -369,9 +369,11 @@ def _network_metrics(inputs: Mapping[str, Artifact]) -> dict[str, Estimate]:
 
 def _risk(
     inputs: Mapping[str, Artifact],
+    origin: bytes,
     test: Records,
     control: Records,
     percentile: float,
+    k: int,
 ) -> measures.Risk:
     """Every score that the privacy metrics count; an image that has none (it was set aside) is in no ratio."""
     scores = pa.concat_tables([artifact.table() for artifact in rounds_of(inputs, "score")]).sort_by("row_id")
@@ -379,23 +381,28 @@ def _risk(
     plans = records.among(plans, scores["row_id"])
     (decisions,) = rounds_of(inputs, "filter")
     decided = decisions.table()
-    student = inputs["evaluate/student_scores"].table()
+    scored = inputs["evaluate/student_scores"].table()
+    student = scored.filter(pc.invert(pc.starts_with(scored["row_id"], "planted-")))
     asked = inputs["evaluate/student_images"].table("plan", ["row_id", "prompt_row_id", "labels"])
     asked = records.among(asked, student["row_id"])
     student = student.append_column("prompt_row_id", asked["prompt_row_id"])
     asked = asked.filter(pc.starts_with(asked["row_id"], "kept-"))
     unseen = inputs["score/unseen"].table()
-    test = records.take(test, np.flatnonzero(np.isin(test.row_ids, unseen["row_id"].to_pylist())))
+    test, control = (
+        records.take(split, np.flatnonzero(np.isin(split.row_ids, unseen["row_id"].to_pylist())))
+        for split in (test, control)
+    )
     train = inputs["ingest"].table("records", ["row_id", "patient_id"], pc.field("split") == "train")
     gallery = inputs["score/gallery"].local()
     baseline = {}
     for name in NETWORKS:
         pairs = matching.Gallery.load(gallery / f"{name}_embeddings.parquet")
-        generator = torch_generator(0, "baseline")
+        generator = torch_generator(origin, "baseline", name)
         n_pairs = len(test.images)
         baseline[name] = matching.shuffled_pairs(networks.load(gallery / name), pairs, n_pairs, generator).numpy()
     return measures.Risk(
         control=records.among(unseen, control.table["row_id"]),
+        control_patients=control.patients,
         test=records.among(unseen, test.table["row_id"]),
         test_patients=test.patients,
         teacher=scores.append_column("prompt_row_id", plans["prompt_row_id"]),
@@ -403,6 +410,7 @@ def _risk(
         student=student.filter(pc.starts_with(student["row_id"], "kept-")),
         student_private=student.filter(pc.starts_with(student["row_id"], "private-")),
         changed=inputs["evaluate/changed"].table(),
+        planted=scored.filter(pc.starts_with(scored["row_id"], "planted-")),
         baseline=baseline,
         train=train,
         shown={
@@ -412,4 +420,5 @@ def _risk(
         },
         findings=inputs["ingest"].facts["findings"],
         percentile=percentile,
+        k=k,
     )

@@ -10,7 +10,7 @@ neither scores nor nearest records.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pipeline import records
 from pipeline.config import Recipe, Sample
 from pipeline.privacy import rules
-from pipeline.seeds import row_seed
+from pipeline.seeds import numpy_generator, row_seed
 from pipeline.tables import KEPT, SCORES
 from pipeline.task import Made, Task, Work, rounds_of
 
@@ -58,19 +58,29 @@ def make(work: Work) -> Made:
     ingest, sampled, scored = work.inputs["ingest"], rounds_of(work.inputs, "sample"), rounds_of(work.inputs, "score")
     scores = pa.concat_tables([artifact.table(columns=SCORES.names) for artifact in scored])
     unseen = work.inputs["score/unseen"].table(columns=["row_id", "reid_score"])
-    control_ids = ingest.table("records", ["row_id"], pc.field("split") == "control")["row_id"]
-    control = records.among(unseen, control_ids)["reid_score"].to_numpy()
-    same_patient = work.inputs["score/gallery"].table("same_patient")["filter_network"].to_numpy()
+    control_films = ingest.table("records", ["row_id", "patient_id"], pc.field("split") == "control")
+    control = records.among(unseen, control_films["row_id"])
+    control_films = records.among(control_films, control["row_id"])
+    same_patient = work.inputs["score/gallery"].table("same_patient")
     plan = pa.concat_tables([artifact.table("plan") for artifact in sampled]).sort_by("row_id")
-    positive = records.label_matrix(plan) == 1
+    labels = records.label_matrix(plan)
     table, decision = rules.filter_table(
-        _of_all(plan, scores), work.recipe.filter, control=control, same_patient=same_patient, shown=positive
+        _of_all(plan, scores),
+        work.recipe.filter,
+        control=control["reid_score"].to_numpy(),
+        control_patients=control_films["patient_id"].to_pylist(),
+        same_patient=same_patient["filter_network"].to_numpy(),
+        same_patients=same_patient["patient_id"].to_pylist(),
+        shown=labels,
+        chooser=numpy_generator(work.origin, "calibration"),
+        decoys=decoys_in_use(work.recipe, ingest.facts),
     )
     work.draft.write_table(table)
     keep = table["keep"].to_numpy(zero_copy_only=False)
     findings = ingest.facts["findings"]
     kept_by_class = {
-        name: [int(column.sum()), int(column[keep].sum())] for name, column in zip(findings, positive.T, strict=True)
+        name: [int(column.sum()), int(column[keep].sum())]
+        for name, column in zip(findings, (labels == 1).T, strict=True)
     }
     shortfall = _shortfall(kept_by_class, work.recipe.sample)
     facts = {
@@ -80,11 +90,19 @@ def make(work: Work) -> Made:
         "calibration_n": decision.n,
         "reasons": dict(Counter(table["reason"].to_pylist())),
         "n_kept": int(keep.sum()),
+        "decoys": decoys_in_use(work.recipe, ingest.facts),
         "kept_by_class": kept_by_class,
         "shortfall": shortfall,
         "enough": bool(keep.sum() >= work.recipe.sample.want_images and not shortfall),
     }
     return Made(facts, len(table))
+
+
+def decoys_in_use(recipe: Recipe, ingest: Mapping[str, Any]) -> bool:
+    """Whether unseen patients stand beside the gallery: as the recipe says, or where they are many enough to hide in."""
+    patients = ingest["patients_by_split"]
+    wanted = recipe.filter.decoys
+    return patients["control"] >= patients["train"] if wanted is None else wanted
 
 
 def make_kept(work: Work) -> Made:
@@ -117,7 +135,9 @@ def make_kept(work: Work) -> Made:
         "prompt_levels": work.inputs["ingest"].facts["prompt_levels"],
         "k_anonymity": work.recipe.ingest.k_anonymity,
         "guarantee": decided.facts["guarantee"],
+        "threshold": decided.facts["threshold"],
         "rule": decided.facts["rule"],
+        "decoys": decided.facts["decoys"],
         "reasons": decided.facts["reasons"],
         "n_sampled": decided.manifest["rows"],
         "kept_by_class": decided.facts["kept_by_class"],
@@ -130,7 +150,8 @@ def _of_all(plan: pa.Table, scores: pa.Table) -> pa.Table:
     """A row for every image, without a score where scoring set it aside."""
     missing = pc.invert(pc.is_in(plan["row_id"], scores["row_id"].combine_chunks()))
     names = plan["row_id"].filter(missing)
-    unscored = {"row_id": names, "reid_score": np.full(len(names), np.nan), "pixel_copy": np.zeros(len(names), bool)}
+    nan = np.full(len(names), np.nan)
+    unscored = {"row_id": names, "reid_score": nan, "decoy_score": nan, "pixel_copy": np.zeros(len(names), bool)}
     columns = [unscored.get(field.name, pa.nulls(len(names), field.type)) for field in SCORES]
     return pa.concat_tables([scores, pa.table(columns, names=SCORES.names).cast(SCORES)]).sort_by("row_id")
 
@@ -139,6 +160,7 @@ def _rule_in_use(recipe: Recipe) -> dict[str, Any]:
     rule = recipe.filter.rule
     cap = recipe.filter.max_per_class
     told = {"rule": rule} | ({} if rule == "none" else getattr(recipe.filter, rule).model_dump())
+    told |= {"decoys": recipe.filter.decoys, "seed": recipe.seed}
     return told | ({} if cap is None else {"max_per_class": cap})
 
 

@@ -36,9 +36,7 @@ def tasks(recipe: Recipe) -> list[Task]:
         "ingest": recipe.ingest.model_dump(mode="json", exclude=secret.ELSEWHERE),
         "seed": recipe.seed,
     }
-    return [
-        Task("ingest", make, config, version=VERSION, from_cohort=True, slots=2, resumable=True, about="records")
-    ]
+    return [Task("ingest", make, config, version=VERSION, from_cohort=True, slots=2, resumable=True, about="records")]
 
 
 def make(work: Work) -> Made:
@@ -71,9 +69,7 @@ def make(work: Work) -> Made:
     return Made(facts, len(records))
 
 
-def checked(
-    recipe: Recipe, store: Store, origin: Origin | None = None
-) -> tuple[table.Listing, pa.Table, pa.Table]:
+def checked(recipe: Recipe, store: Store, origin: Origin | None = None) -> tuple[table.Listing, pa.Table, pa.Table]:
     """The listed cohort, its rows that are used, with their split, and those over the cap. Opens no image.
 
     Without an origin the splits are only for counting: a store that is new has no secret yet.
@@ -252,13 +248,13 @@ def _with_films(listed: pa.Table, rows: pa.Table) -> pa.Table:
     )
 
 
-def _with_shared(
-    hashed: pa.Table, ingest: Ingest, findings: tuple[str, ...]
-) -> tuple[pa.Table, dict[str, int]]:
+def _with_shared(hashed: pa.Table, ingest: Ingest, findings: tuple[str, ...]) -> tuple[pa.Table, dict[str, int]]:
     """Add what may cross of each training row, `shared_prompt` and `shared_labels`; rows by level of detail."""
     train = hashed.filter(pc.equal(hashed["split"], "train"))
     shared = prompts.recompose(train, findings, ingest.prompt, ingest.k_anonymity)
-    told = dict(zip(train["row_id"].to_pylist(), zip(shared.prompts, shared.labels.tolist(), strict=True), strict=True))
+    told = dict(
+        zip(train["row_id"].to_pylist(), zip(shared.prompts, shared.labels.tolist(), strict=True), strict=True)
+    )
     pairs = [told.get(row_id, (None, None)) for row_id in hashed["row_id"].to_pylist()]
     hashed = hashed.append_column("shared_prompt", pa.array([prompt for prompt, _ in pairs], pa.string()))
     labels = [None if prompt is None else labels for prompt, labels in pairs]

@@ -11,22 +11,25 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline import fit, package, scan
+from pipeline import fit, measures, package, scan
 from pipeline.artifact import Artifact
 from pipeline.config import Recipe
 from pipeline.estimate import Estimate
 from pipeline.privacy import gate
+from pipeline.probes import DEMANDED
 from pipeline.task import Made, Task, Work
 
-VERSION = 1
+VERSION = 2
+
+NETWORKS = {"filter_network": "filter's network", "auditor": "auditor"}
 
 
 def tasks(recipe: Recipe) -> list[Task]:
     """`release/candidate`, `release/scan`, `release`."""
     about = recipe.release.model_dump(mode="json", include={"title", "licence", "n_images"})
     inputs = ("filter", "distill/latents", "distill", "evaluate")
-    private = ("ingest", "score/gallery", "score/unseen")
-    scanned = {"control_percentile": recipe.evaluate.control_percentile, "k_anonymity": recipe.ingest.k_anonymity}
+    private = ("ingest", "score/gallery", "evaluate/student_scores")
+    scanned = {"k_anonymity": recipe.ingest.k_anonymity}
     judged = recipe.release.model_dump(mode="json", include={"gate", "conditions"})
     judged |= {"auc_floor": recipe.identify.auc_floor, "min_control": recipe.evaluate.min_control}
     return [
@@ -60,35 +63,24 @@ def make_candidate(work: Work) -> Made:
 
 def make_scan(work: Work) -> Made:
     """Search the candidate; only counts by kind leave this task."""
-    return Made({"n_leaks": fit.small(_scan, work.recipe, dict(work.inputs))})
+    return Made(fit.small(_scan, work.recipe, dict(work.inputs)))
 
 
-def _scan(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, int]:
-    return scan.scan_package(recipe, inputs, inputs["release/candidate"].local() / "package")
+def _scan(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    package_folder = inputs["release/candidate"].local() / "package"
+    n_below_k = scan.rows_below_k(recipe, inputs, package_folder)
+    return {"n_leaks": scan.scan_package(recipe, inputs, package_folder), "n_below_k": n_below_k}
 
 
 def make(work: Work) -> Made:
     """Judge every condition; write the package if it is cleared or the recipe only reports."""
     recipe = work.recipe
     metrics = _metrics(work.inputs["evaluate"])
-    n_leaks = work.inputs["release/scan"].facts["n_leaks"]
-    evidence = gate.Evidence(
-        student_ratio=metrics["privacy/student/audit_ratio"],
-        kept_ratio=metrics["privacy/filtered/audit_ratio"],
-        control_ratio=metrics["privacy/control/audit_ratio"],
-        recall_perturbed=metrics["privacy/filter_network/perturbed_recall"],
-        recall_near=metrics["privacy/filter_network/near_duplicate_recall"],
-        coverage=metrics["fidelity/student/coverage"],
-        filter_auc=metrics["privacy/filter_network/verification_auc"],
-        auditor_auc=metrics["privacy/auditor/verification_auc"],
-        n_control=work.inputs["evaluate"].facts["n_control"],
-        n_leaks=n_leaks,
-    )
     verdicts = gate.judge(
-        evidence,
+        _evidence(metrics, work.inputs["evaluate"].facts, work.inputs["release/scan"].facts),
         recipe.release.conditions,
         auc_floor=recipe.identify.auc_floor,
-        min_control=recipe.evaluate.min_control,
+        min_unseen=recipe.evaluate.min_control,
     )
     cleared = gate.cleared(verdicts)
     written = cleared or recipe.release.gate == "report"
@@ -96,6 +88,36 @@ def make(work: Work) -> Made:
         package.write(work.draft.folder / "package", _contents(work, recipe, verdicts, cleared=cleared))
     facts = {"cleared": cleared, "written": written, "verdicts": [verdict._asdict() for verdict in verdicts]}
     return Made(facts)
+
+
+def _evidence(
+    metrics: Mapping[str, Estimate], evaluated: Mapping[str, Any], scanned: Mapping[str, Any]
+) -> gate.Evidence:
+    """What was measured, in the gate's terms; what was not is there with n = 0."""
+
+    def of(key: str) -> Estimate:
+        return metrics.get(f"privacy/{key}", gate.NOTHING)
+
+    judged = {"student": "student", "student, private prompts": "student_private_prompts", "kept set": "filtered"}
+    attacks = {"the student's loss": "student/membership", "gaps in the kept set": "filtered/gap"}
+    return gate.Evidence(
+        excess={name: of(f"{key}/audit_excess") for name, key in judged.items()},
+        strict={name: of(f"{judged[name]}/audit_excess_strict") for name in ("student", "kept set")},
+        recalls={
+            name: {kind: series[DEMANDED] for kind, series in measures.recalls(metrics, key).items()}
+            for key, name in NETWORKS.items()
+        },
+        planted_exact={name: of(f"{key}/planted_exact") for key, name in NETWORKS.items()},
+        planted_near={name: of(f"{key}/planted_near") for key, name in NETWORKS.items()},
+        membership={name: of(f"{key}_auc") for name, key in attacks.items()},
+        membership_null={"the student's loss": of("student/membership_null_auc")},
+        membership_teacher=of("teacher/membership_auc"),
+        coverage=metrics.get("fidelity/student/coverage_relative", gate.NOTHING),
+        network_auc={name: of(f"{key}/verification_auc") for key, name in NETWORKS.items()},
+        n_unseen={"control size": evaluated["n_control"], "test size": evaluated["n_test"]},
+        n_below_k=scanned["n_below_k"],
+        n_leaks=scanned["n_leaks"],
+    )
 
 
 def _metrics(evaluate: Artifact) -> dict[str, Estimate]:

@@ -70,8 +70,10 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
 
 def make(work: Work) -> Made:
     """Write the public edition; refuse if a secret is in it."""
-    (work.draft.folder / "report.html").write_text(render(_report(work)))
-    found = fit.small(scan.scan_page, work.recipe, dict(work.inputs), Folder.of(work.draft.folder))
+    report = _report(work)
+    (work.draft.folder / "report.html").write_text(render(report))
+    shown = list(report.grids.values())
+    found = fit.small(scan.scan_page, work.recipe, dict(work.inputs), Folder.of(work.draft.folder), shown)
     if found:
         raise LeakError(f"public report: want no secret in it, got {found} — see which text of the recipe holds one")
     return Made({})

@@ -23,13 +23,13 @@ from pipeline.estimate import Estimate
 from pipeline.privacy.risk import wilson
 from pipeline.progress import Bar
 from pipeline.records import Records
-from pipeline.seeds import numpy_generator, row_seed
+from pipeline.seeds import Origin, numpy_generator, row_seed
 from pipeline.steps import evaluate
 from pipeline.task import Made, Task, Work, rounds_of
 from pipeline.utility import auroc, classifier
 from pipeline.workers import sample_plan, score_rows
 
-VERSION = 1
+VERSION = 2
 MIN_CLASSES = 2
 
 
@@ -56,12 +56,13 @@ def tasks(recipe: Recipe, n_rounds: int, split: config.Split) -> list[Task]:
 def student_tasks(recipe: Recipe) -> list[Task]:
     """What all of a student's measures rest on: images of the kept set's prompts, and their risk."""
     sampler = recipe.sample.model_dump(include={"steps", "guidance_scale", "batch_size"})
-    n_student, seed = recipe.evaluate.n_student, recipe.seed + recipe.distill.seed_offset
+    n_student = recipe.evaluate.n_student
+    seeds = {"seed": recipe.seed, "seed_offset": recipe.distill.seed_offset}
     return [
         Task(
             "trial/student_images",
             make_student_images,
-            {"n_student": n_student, "sample": sampler, "seed": seed},
+            {"n_student": n_student, "sample": sampler} | seeds,
             ("filter", "distill"),
             version=VERSION,
             about="images of the student",
@@ -80,7 +81,7 @@ def student_tasks(recipe: Recipe) -> list[Task]:
 def make_student_images(work: Work) -> Made:
     """Sample the student with the kept set's prompts."""
     kept = work.inputs["filter"].table("kept", ["row_id", "prompt", "labels"])
-    return sample_plan(work, evaluate.student_arm(work.recipe, "kept", kept), work.inputs["distill"])
+    return sample_plan(work, evaluate.student_arm(work, "kept", kept), work.inputs["distill"])
 
 
 def make_student_scores(work: Work) -> Made:
@@ -103,7 +104,7 @@ def make_student(work: Work) -> Made:
     plan = sampled.table("plan")
     pixels, labels = records.images_of(sampled, plan["row_id"], "rows"), records.label_matrix(plan)
     n = min(work.recipe.evaluate.n_train, len(pixels))
-    rows = np.sort(numpy_generator(work.recipe.seed, "arm").permutation(len(pixels))[:n])
+    rows = np.sort(numpy_generator(work.origin, "arm").permutation(len(pixels))[:n])
     return _measured(work, scores, pixels[rows], labels[rows])
 
 
@@ -114,7 +115,7 @@ def _measured(
     _require_classes(labels, findings)
     unseen = records.of_split(work.inputs["ingest"], work.draft.key.name.split("/")[-1])
     metrics = _ratios(work, scores, unseen) | fit.small(
-        _useful, section, pixels, labels, unseen, findings, work.recipe.seed, work.bar
+        _useful, section, pixels, labels, unseen, findings, work.origin, work.bar
     )
     if "macro_auroc" not in metrics or np.isnan(metrics["macro_auroc"].value):
         raise TrialError("macro AUROC: want a number, got NaN — no finding has enough patients with and without it")
@@ -149,7 +150,7 @@ def _useful(
     labels: Int8[np.ndarray, "n k"],
     unseen: Records,
     findings: Sequence[str],
-    seed: int,
+    seed: Origin,
     bar: Bar,
 ) -> dict[str, Estimate]:
     """AUROC on real images of unseen patients of a classifier trained on these."""
