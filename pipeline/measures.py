@@ -109,7 +109,9 @@ def _ratios(scores: Risk) -> Metrics:
         )
         for subject, table in subjects.items():
             judged = _judged(table, column)
-            found[f"privacy/{subject}/{ratio}"] = risk.ratio_over_control(judged, control, scores.percentile, **patients)
+            found[f"privacy/{subject}/{ratio}"] = risk.ratio_over_control(
+                judged, control, scores.percentile, **patients
+            )
             found[f"privacy/{subject}/{excess}"] = risk.excess_over_control(
                 judged, test, control, scores.percentile, **both
             )
@@ -207,7 +209,9 @@ def _recall(scores: Risk, filter_threshold: float | None) -> Metrics:
         for kind in np.unique(kinds):
             for factor in np.unique(factors[kinds == kind]):
                 group = (kinds == kind) & (factors == factor)
-                found[f"privacy/{network}/{recall_name(kind, factor)}"] = risk.clustered(flags[group], patients[group])
+                found[f"privacy/{network}/{recall_name(kind, factor)}"] = risk.clustered(
+                    flags[group], patients[group]
+                )
     return found
 
 
@@ -279,9 +283,9 @@ def _compared(
 ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " s"], Int64[np.ndarray, " m"], Int64[np.ndarray, " s"]]:
     """Scores of two parts, higher for who seems a member, and their strata."""
     parts = [table.filter(pc.equal(table["part"], part)) for part in (first, second)]
-    scores = (-_values(part, column) for part in parts)
-    strata = (_values(part, "stratum") for part in parts)
-    return (*scores, *strata)
+    scores = [-_values(part, column) for part in parts]
+    strata = [_values(part, "stratum") for part in parts]
+    return scores[0], scores[1], strata[0], strata[1]
 
 
 def utility(

@@ -51,9 +51,9 @@ def _people_first(patients: Int64[np.ndarray, " n"], generator: np.random.Genera
     order = generator.permutation(len(patients))
     turn = np.empty(len(patients), np.int64)
     seen: dict[int, int] = {}
-    for position in order.tolist():
-        turn[position] = seen.get(patients[position], 0)
-        seen[patients[position]] = turn[position] + 1
+    for position, patient in zip(order.tolist(), patients[order].tolist(), strict=True):
+        turn[position] = seen.get(patient, 0)
+        seen[patient] = seen.get(patient, 0) + 1
     return order[np.argsort(turn[order], kind="stable")]
 
 

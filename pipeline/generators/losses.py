@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def denoising_losses(
     Source: the loss attack of Carlini et al., arXiv 2301.13188, section 5.2, on latents; timesteps of our own.
     """
     model = Sampler(model_folder, sample, device)
-    schedule = denoiser.schedule(model.scheduler.config.prediction_type)
+    schedule: Any = denoiser.schedule(model.scheduler.config.prediction_type)
     is_velocity = model.scheduler.config.prediction_type == "v_prediction"
     ids, mask = text.token_ids(model.tokenizer, prompts, model.tokenizer.model_max_length)
     found = np.empty((len(films), len(TIMESTEPS)))

@@ -325,7 +325,9 @@ def _measured(
     synthetic = {"teacher": teacher, "filtered": kept, "student": student}
     findings, k = ingest.facts["findings"], recipe.ingest.k_anonymity
     risk = _risk(inputs, origin, test, control, section.control_percentile, k)
-    attacks = {name: inputs[f"evaluate/{name}"].table() for name in ("membership_teacher", "membership_student", "gaps")}
+    attacks = {
+        name: inputs[f"evaluate/{name}"].table() for name in ("membership_teacher", "membership_student", "gaps")
+    }
     measured = {
         **_network_metrics(inputs),
         **measures.privacy(risk, decided.facts["threshold"]),
