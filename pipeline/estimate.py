@@ -32,5 +32,15 @@ class Estimate(NamedTuple):
         return cls(_number(saved["value"]), _number(saved["low"]), _number(saved["high"]), int(saved["n"] or 0))
 
 
+def is_small(n: int, k: int) -> bool:
+    """Whether a number is about so few units (patients) that it must not be released: some, but fewer than k."""
+    return 0 < n < k
+
+
+def fewer_than(n: int, k: int) -> str:
+    """The count as it may be released: `fewer than 5` instead of 1 to 4 for k = 5, otherwise the number."""
+    return f"fewer than {k:,}" if is_small(n, k) else f"{n:,}"
+
+
 def _number(saved: float | None) -> float:
     return math.nan if saved is None else float(saved)

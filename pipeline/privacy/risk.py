@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Shaped
-from scipy.stats import norm, t
+from jaxtyping import Bool, Float, Shaped
+from scipy.stats import binom, norm, t
 
 from pipeline.estimate import Estimate
 
@@ -50,21 +50,27 @@ def clustered(
     Source: Rao & Scott, Biometrics 48:577 (1992); degrees of freedom as in Korn & Graubard, Surv. Methodol.
     24:193 (1998).
     """
-    n = len(flags)
-    if n == 0:
+    if len(flags) == 0:
         return wilson(0, 0, confidence)
+    share, effective_n = float(np.mean(flags)), _effective_n(flags, clusters, confidence)
+    return wilson(share * effective_n, effective_n, confidence)._replace(value=share, n=len(flags))
+
+
+def _effective_n(
+    flags: Bool[np.ndarray, " n"], clusters: Shaped[np.ndarray, " n"] | Sequence[str], confidence: float
+) -> float:
+    """How many independent images would tell as much about the share of flagged ones; see `clustered`."""
+    n = len(flags)
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
     sizes = np.bincount(cluster)
     share = float(np.mean(flags))
     if share in (0.0, 1.0) or len(sizes) == 1:
-        effective_n = float(len(sizes))
-    else:
-        residuals = np.bincount(cluster, weights=flags) - share * sizes
-        variance = len(sizes) / (len(sizes) - 1) * float(np.sum(residuals**2)) / n**2
-        upper = (1 + confidence) / 2
-        few_patients = float(norm.ppf(upper) / t.ppf(upper, len(sizes) - 1)) ** 2
-        effective_n = min(float(n), share * (1 - share) / variance * few_patients) if variance > 0 else float(n)
-    return wilson(share * effective_n, effective_n, confidence)._replace(value=share, n=n)
+        return float(len(sizes))
+    residuals = np.bincount(cluster, weights=flags) - share * sizes
+    variance = len(sizes) / (len(sizes) - 1) * float(np.sum(residuals**2)) / n**2
+    upper = (1 + confidence) / 2
+    few_patients = float(norm.ppf(upper) / t.ppf(upper, len(sizes) - 1)) ** 2
+    return min(float(n), share * (1 - share) / variance * few_patients) if variance > 0 else float(n)
 
 
 def difference(main: Estimate, control: Estimate) -> Estimate:
@@ -80,6 +86,109 @@ def difference(main: Estimate, control: Estimate) -> Estimate:
     down = math.hypot(main.value - main.low, control.high - control.value)
     up = math.hypot(main.high - main.value, control.value - control.low)
     return Estimate(excess, max(-1.0, excess - down), min(1.0, excess + up), min(main.n, control.n))
+
+
+class ControlThreshold(NamedTuple):
+    """A percentile of control scores and how far off it may be."""
+
+    value: float
+    """The percentile, rounded up to a score that occurs (numpy's method 'higher')."""
+    low: float
+    """Lower end of the 95 % interval of the percentile of all unseen patients' scores; -inf if there are too few."""
+    high: float
+    """Upper end; inf if there are too few control scores to bound it."""
+
+
+def control_threshold(
+    control_scores: Float[np.ndarray, " c"],
+    percentile: float,
+    control_clusters: Shaped[np.ndarray, " c"] | Sequence[str] | None = None,
+) -> ControlThreshold:
+    """The score from which a ratio counts an image, with the interval that control's own sampling leaves.
+
+    Of independent scores as many reach the true percentile as Bin(c, 1 - percentile / 100) says, which makes the
+    ends two order statistics. With clusters (patients) the binomial is that of the effective number of images.
+    Raises: ValueError without control scores.
+    Source: Wilks, Ann. Math. Stat. 19:6 (1948), order-statistic interval of a quantile; with clusters Woodruff,
+    JASA 47:635 (1952), on the effective n of `clustered`.
+    """
+    n = len(control_scores)
+    if n == 0:
+        raise ValueError("control_threshold: want scores of unseen patients, got none")
+    value = float(np.percentile(control_scores, percentile, method="higher"))
+    effective_n = (
+        n if control_clusters is None else int(_effective_n(control_scores >= value, control_clusters, 0.95))
+    )
+    effective_n = max(1, effective_n)
+    fewest, most = binom.ppf([0.025, 0.975], effective_n, (100 - percentile) / 100)
+    at_high, at_low = math.floor(fewest * n / effective_n), math.ceil((most + 1) * n / effective_n)
+    ranked = np.sort(control_scores)[::-1]
+    high = float(ranked[at_high - 1]) if at_high >= 1 else math.inf
+    low = float(ranked[at_low - 1]) if at_low <= n else -math.inf
+    return ControlThreshold(value, low, high)
+
+
+def ratio_over_control(
+    scores: Float[np.ndarray, " n"],
+    control_scores: Float[np.ndarray, " c"],
+    percentile: float,
+    *,
+    clusters: Shaped[np.ndarray, " n"] | Sequence[str] | None = None,
+    control_clusters: Shaped[np.ndarray, " c"] | Sequence[str] | None = None,
+) -> Estimate:
+    """Share of images at or over a percentile of control scores; its interval knows that the percentile is estimated.
+
+    It is about the percentile of all unseen patients, not of those that happened to be drawn. The distances of the
+    share to its own limits and to its values at the ends of the threshold's interval combine as a root of squares.
+    n counts images. Simulated with ratios of .4 to 44 %, plain and with 1-4 images a patient: it covers the truth in
+    96-97 of 100 for 1,300 control and 1,500 images, in 96-99 for 300 and 300, in 99-100 for 60 and 300, where the
+    interval at the threshold as drawn covers it in 59-92, 61-95 and 37-91.
+    Source: Newcombe, Stat. Med. 17:873 (1998), method 10, generalised (MOVER) by Zou & Donner, Stat. Med. 27:1693
+    (2008), doi:10.1002/sim.3095.
+    """
+    if min(len(scores), len(control_scores)) == 0:
+        return wilson(0, 0)
+    limit = control_threshold(control_scores, percentile, control_clusters)
+    share = _share(scores >= limit.value, clusters)
+    ends = [float(np.mean(scores >= end)) for end in (limit.high, limit.low)]
+    return widened(share, share.value - min(ends), max(ends) - share.value, floor=0.0)
+
+
+def excess_over_control(
+    scores: Float[np.ndarray, " n"],
+    test_scores: Float[np.ndarray, " m"],
+    control_scores: Float[np.ndarray, " c"],
+    percentile: float,
+    *,
+    clusters: Shaped[np.ndarray, " n"] | Sequence[str] | None = None,
+    test_clusters: Shaped[np.ndarray, " m"] | Sequence[str] | None = None,
+    control_clusters: Shaped[np.ndarray, " c"] | Sequence[str] | None = None,
+) -> Estimate:
+    """Ratio of images minus that of unseen test images at one percentile of control scores; in [-1, 1].
+
+    A threshold that is too low lifts both ratios, so that its error enters once, as the change of their difference
+    over the threshold's interval. n is that of the smaller group. Simulated as there, with 1,560, 300
+    and 40 test images: it covers the truth in 96-97, 96-99 and 97-100 of 100, `difference` in 74-95, 76-96 and 63-96.
+    Source: as `ratio_over_control`.
+    """
+    if min(len(scores), len(test_scores), len(control_scores)) == 0:
+        return Estimate(math.nan, -1.0, 1.0, 0)
+    limit = control_threshold(control_scores, percentile, control_clusters)
+    excess = difference(_share(scores >= limit.value, clusters), _share(test_scores >= limit.value, test_clusters))
+    ends = [float(np.mean(scores >= end) - np.mean(test_scores >= end)) for end in (limit.high, limit.low)]
+    down, up = max(0.0, excess.value - min(ends)), max(0.0, max(ends) - excess.value)
+    return widened(excess, down, up, floor=-1.0)
+
+
+def _share(flags: Bool[np.ndarray, " n"], clusters: Shaped[np.ndarray, " n"] | Sequence[str] | None) -> Estimate:
+    return wilson(int(flags.sum()), len(flags)) if clusters is None else clustered(flags, clusters)
+
+
+def widened(estimate: Estimate, down: float, up: float, *, floor: float) -> Estimate:
+    """The estimate with another, independent error of its own size on each side."""
+    low = estimate.value - math.hypot(estimate.value - estimate.low, down)
+    high = estimate.value + math.hypot(estimate.high - estimate.value, up)
+    return estimate._replace(low=max(floor, low), high=min(1.0, high))
 
 
 def two_proportion_p(successes_a: int, n_a: int, successes_b: int, n_b: int) -> float:

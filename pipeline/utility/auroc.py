@@ -20,6 +20,7 @@ from pipeline.seeds import numpy_generator
 
 # With fewer clusters on either side a resample too often has none of them, and its interval means nothing.
 MIN_CLUSTERS = 5
+CHANCE = 0.5  # AUROC of guessing
 BLOCK_VALUES = 2_000_000  # weights expanded at once (16 MB), however long the flattened micro ranking is
 
 
@@ -95,10 +96,14 @@ def retention(
     *,
     n_resamples: int,
     seed: int,
+    above_chance: bool = False,
 ) -> Estimate | None:
     """Macro AUROC of `scores` over that of `reference_scores` on the same images; none if no finding is estimable.
 
-    Both are taken on the same resamples, so that what makes the test images easy or hard for both cancels out.
+    Both are taken on the same resamples, so that what makes the test images easy or hard for both cancels out. As
+    guessing has an AUROC of .5, a classifier that learned nothing retains half or more of it; `above_chance` takes
+    .5 from both, so that it retains 0. Without 95 % confidence that the reference is over .5 the ratio has no bounds:
+    it is then NaN with n = 0, not measured. The few resamples with a reference at .5 or under are left out.
     Raises: ValueError if shapes differ or a score is not finite.
     """
     _require_scores(labels, scores)
@@ -109,9 +114,13 @@ def retention(
     reference_rankings = _estimable(labels, reference_scores, members, findings)
     if not rankings:
         return None
-    return _estimate(
-        _macro_areas(rankings, multiplicities) / _macro_areas(reference_rankings, multiplicities), len(labels)
-    )
+    chance = CHANCE if above_chance else 0.0
+    areas = _macro_areas(rankings, multiplicities) - chance
+    reference_areas = _macro_areas(reference_rankings, multiplicities) - chance
+    if _estimate(reference_areas, len(labels)).low <= 0:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    nan = np.full(len(areas), np.nan)
+    return _estimate(np.divide(areas, reference_areas, out=nan, where=reference_areas > 0), len(labels))
 
 
 def _require_scores(labels: Int8[np.ndarray, ...], scores: Float[np.ndarray, ...]) -> None:
