@@ -60,14 +60,14 @@ def run(recipe: Recipe, store_uri: str, word: str | None, *, dry_run: bool) -> i
         ):
             if dry_run:
                 lines = plan.plan(recipe, store, listing)
-                check(recipe, store, lines, words)
+                _tell(check(recipe, store, lines, words), console)
                 return _show(recipe, lines, console)
             with store.exclusive():
                 lines = plan.plan(recipe, store, listing)
                 if all(line.artifact for line in lines if line.task.word in words):
                     console.print(f"{recipe.name}: all {len(lines)} artifacts reused, nothing to do")
                 else:
-                    check(recipe, store, lines, words)
+                    _tell(check(recipe, store, lines, words), console)
                     with cluster.connect(recipe), View(recipe.name, console, recipe.cluster.hang_s) as view:
                         lines = plan.run(recipe, store, words, view, listing)
                 if word == "tune":
@@ -94,6 +94,11 @@ def forecast(recipe: Recipe, store_uri: str, nodes: Nodes, given: Mapping[str, T
     for remark in costs_table.remarks(found, recipe, nodes, command):
         console.print(f"- {remark}", soft_wrap=command in remark)
     return 0
+
+
+def _tell(remarks: list[str], console: Console) -> None:
+    for remark in remarks:
+        console.print(remark, markup=False, soft_wrap=True)
 
 
 def _show(recipe: Recipe, lines: list[plan.Line], console: Console) -> int:

@@ -141,6 +141,12 @@ class Ingest(Section):
     """1 for grey, 3 for colour."""
     min_source_px: Count = 16
     """Images with a shorter side than this are rejected."""
+    grey_range: tuple[int, int] | None = None
+    """Values of black and of white in images of more than 8 bits: `[0, 4095]` for 12 bits in a 16-bit file, `[-1024,
+    3071]` for values with a sign, `[4095, 0]` where white is the lowest value (TIFFs that say so themselves are
+    inverted anyway). If not given, it is from 0 to the end of the fewest of 8, 10, 12, 14 or 16 bits that hold what a
+    sample of the cohort has, and told. Images with values outside are rejected; those of 8 bits are taken as they
+    are. What is transparent becomes black."""
     k_anonymity: Count = 5
     """Words, phrases and prompts that fewer patients share are scrubbed (see design section 5)."""
     prompt: Prompt = Prompt()
@@ -163,6 +169,12 @@ class Ingest(Section):
     def _a_table_has_a_root(self) -> Self:
         if self.kind == "table" and self.root is None:
             raise ValueError("kind 'table' needs a folder: give ingest.root")
+        return self
+
+    @model_validator(mode="after")
+    def _black_is_not_white(self) -> Self:
+        if self.grey_range is not None and self.grey_range[0] == self.grey_range[1]:
+            raise ValueError(f"grey_range: black and white differ, got {self.grey_range[0]} for both")
         return self
 
 

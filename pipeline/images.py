@@ -1,4 +1,4 @@
-"""Pixels: the only place that knows their dtypes and ranges.
+"""Pixels: the only place that knows their dtypes and ranges (what a file says of them: `image_files`).
 
 In Arrow an image is uint8, height x width x channels, in a fixed-shape tensor column; in torch it is float32,
 channels x height x width, in [-1, 1]. Axis letters: n images, c channels, h height, w width.
@@ -16,12 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-# Pillow would also read what only other programs can draw: for PostScript it runs Ghostscript on the file.
-FORMATS = ("PNG", "JPEG", "TIFF")
-
-
-class ImageError(ValueError):
-    """An image that cannot be used; the message is the reason that is counted."""
+from pipeline.image_files import GreyRange, shown
 
 
 def image_type(image_px: int, channels: int) -> pa.FixedShapeTensorType:
@@ -60,36 +55,19 @@ def to_uint8(images: Float[Tensor, "n c h w"]) -> UInt8[np.ndarray, "n h w c"]:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def decode(source: Path | bytes, image_px: int, channels: int, min_source_px: int = 1) -> UInt8[np.ndarray, "h w c"]:
-    """One PNG or JPEG, 8 or 16 bit, grey or RGB(A), centre-cropped and resized to a square.
+def decode(
+    source: Path | bytes, image_px: int, channels: int, min_source_px: int = 1, grey_range: GreyRange | None = None
+) -> UInt8[np.ndarray, "h w c"]:
+    """One PNG, JPEG or TIFF as it is to be seen, centre-cropped and resized to a square.
 
-    16-bit values are scaled by the bit depth, never by the image's own maximum: that would change with content.
-    Raises: ImageError with the reason if it cannot be read or is too small.
+    Values of more than 8 bits are scaled by the cohort's `grey_range` (black, white), never by the image's own: that
+    would change with content. Raises: ImageError with the reason if it cannot be read, is too small, or has values
+    outside the range.
     """
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            image.load()
-            if min(image.size) < min_source_px:
-                raise ImageError(f"too small: want a side of {min_source_px} px, got {image.size[0]}x{image.size[1]}")
-            image.info.pop("transparency", None)  # else Pillow warns at every palette image that has some
-            image = _eight_bit(image).convert("L" if channels == 1 else "RGB")
-    except ImageError:
-        raise
-    except Exception as error:  # Pillow's readers raise whatever broken bytes lead them to
-        raise ImageError(f"unreadable image: {type(error).__name__}") from error
-    square = ImageOps.fit(image, (image_px, image_px), Image.Resampling.LANCZOS)
+    image = shown(source, grey_range, min_source_px)
+    coloured = image.convert("L" if channels == 1 else "RGB")
+    square = ImageOps.fit(coloured, (image_px, image_px), Image.Resampling.LANCZOS)
     return np.asarray(square, np.uint8).reshape(image_px, image_px, channels)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ImageError(f"unsupported mode: {image.mode} with values outside 16 bit")
-        return Image.fromarray((values >> 8).astype(np.uint8))
-    if image.mode in ("L", "RGB", "P", "1", "LA", "RGBA", "CMYK", "YCbCr"):
-        return image
-    raise ImageError(f"unsupported mode: {image.mode}")
 
 
 def png(image: UInt8[np.ndarray, "h w c"]) -> bytes:

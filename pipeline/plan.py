@@ -82,13 +82,17 @@ def _chosen(candidates: list[list[Task]], store: Store, cohort: str) -> list[Lin
     return planned[-1]
 
 
-def check(recipe: Recipe, store: Store, lines: list[Line], words: Collection[str]) -> None:
-    """What of a table can be wrong as a whole, found in seconds, before Ray and before any image is opened.
+def check(recipe: Recipe, store: Store, lines: list[Line], words: Collection[str]) -> list[str]:
+    """What of a table can be wrong as a whole, found before Ray starts and before anything is written; what a user
+    should know of how it will be read.
 
     Raises: whatever `ingest` finds.
     """
     if recipe.ingest.kind == "table" and "ingest" in words and _artifact(lines, "ingest") is None:
-        ingest.checked(recipe, store)
+        _, listed, _ = ingest.checked(recipe, store)
+        line = ingest.grey_values(recipe.ingest, listed).line
+        return [f"ingest: {line}"] if line else []
+    return []
 
 
 def _artifact(lines: list[Line], name: str) -> Artifact | None:
@@ -219,6 +223,8 @@ def _make(
     if n_again := bar.n_again():
         note += f", {n_again:,} made twice"
     view.note(task.name, "done", time.monotonic() - started, note)
+    for remark in made.facts.get("remarks", ()):
+        view.say(f"{task.name}: {remark}")
 
 
 def _explain_missing(lines: list[Line], missing: list[Line]) -> str:

@@ -176,6 +176,9 @@ class Silence:
     def note(self, task: str, state: str, seconds: float = 0.0, note: str = "") -> None:
         """Nothing."""
 
+    def say(self, line: str) -> None:
+        """Nothing."""
+
 
 class View:
     """The driver's view: told when tasks begin and end, reads the board in between."""
@@ -205,6 +208,11 @@ class View:
         if not self.console.is_terminal and state in ("running", "done", "reused", "failed"):
             took = f" in {seconds:.1f} s" if state == "done" else ""
             self.console.print(f"[{self._elapsed()}] {task}: {state}{took}{' - ' + note if note else ''}")
+
+    def say(self, line: str) -> None:
+        """Tell something that stays to be read, above what changes."""
+        if not self._stop.is_set():
+            self.console.print(line, markup=False, soft_wrap=True)
 
     def __enter__(self) -> View:
         self._thread = threading.Thread(target=self._show, daemon=True)

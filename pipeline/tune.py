@@ -88,13 +88,13 @@ def listing(recipe: Recipe, n_rounds: int) -> list[Task]:
     return [*plan.tasks(recipe, n_rounds), *tasks(recipe)]
 
 
-def check(recipe: Recipe, store: Store, lines: list[plan.Line], words: Collection[str]) -> None:
+def check(recipe: Recipe, store: Store, lines: list[plan.Line], words: Collection[str]) -> list[str]:
     """A study makes what a store lacks, but it does not take hours because it was given another recipe's store.
 
     Raises: ArtifactError if the store has a teacher, networks, samples or scores, and they are of another recipe;
         ConfigError if there is no MLflow to log to; whatever `plan.check` raises.
     """
-    plan.check(recipe, store, lines, words)
+    remarks = plan.check(recipe, store, lines, words)
     if recipe.tune.mlflow and not importlib.util.find_spec("mlflow"):
         raise ConfigError(
             "key 'tune.mlflow': want the package mlflow, got none — pip install mlflow-skinny, or leave it"
@@ -110,6 +110,7 @@ def check(recipe: Recipe, store: Store, lines: list[plan.Line], words: Collectio
                 f"{line.task.name}: want what this recipe makes, got another recipe's ({line.why}) — give the recipe "
                 "of this store, or run python -m jobs.all with this one first"
             )
+    return remarks
 
 
 def make(work: Work, rung: int) -> Made:

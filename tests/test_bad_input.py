@@ -23,6 +23,7 @@ import yaml
 from PIL import Image
 from running import run_job
 
+from pipeline import images
 from pipeline.artifact import Artifact, Key, Store
 from pipeline.config import SPLITS
 
@@ -265,6 +266,97 @@ def test_a_prompt_that_is_too_long_is_told_and_not_quoted(soiled: tuple[Cohort, 
     cohort, store = soiled
     told = sentence(run_job("teach", store, "--teach.text.max-tokens", "4", recipe=cohort.file))
     assert "want at most 4 tokens, got 1 of 2 prompts with up to 7" in told and "effusion" not in told
+
+
+def deepen(cohort: Cohort, black: int = 0, white: int = 4095) -> None:
+    """Every image as values of black to white in 16 bits, the first patient's ten times darker than the others'."""
+    for number, row in enumerate(cohort.rows):
+        greys = np.asarray(Image.open(cohort.root / row["image"])) / (10 if number < 2 else 1)
+        values = np.rint(black + greys / 255 * (white - black))
+        row["image"] = row["image"].replace(".png", ".tiff")
+        Image.fromarray(values.astype(np.int32 if min(black, white) < 0 else np.uint16)).save(
+            cohort.root / row["image"]
+        )
+    cohort.write()
+
+
+def greys_of(artifact: Artifact) -> dict[str, np.ndarray]:
+    table = artifact.table("images", ["row_id", "image"])
+    return dict(zip(table["row_id"].to_pylist(), images.array(table["image"]).astype(int), strict=True))
+
+
+@pytest.fixture(scope="module")
+def of_eight_bits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The images as they are read from 8-bit files, with those of the first patient darkened as `deepen` does."""
+    cohort = cohort_in(tmp_path_factory.mktemp("shallow"))
+    found = {}
+    for number, row in enumerate(cohort.rows):
+        greys = np.asarray(Image.open(cohort.root / row["image"])) / (10 if number < 2 else 1)
+        Image.fromarray(np.rint(greys).astype(np.uint8)).save(cohort.root / row["image"])
+        found[f"row-{number + 1:06d}"] = images.decode(cohort.root / row["image"], 16, 1).astype(int)
+    return found
+
+
+def require_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    assert max(np.abs(found[row_id] - expected[row_id]).max() for row_id in found) <= 2
+
+
+def test_twelve_bits_in_sixteen_look_as_in_eight_and_the_range_is_told(
+    cohort: Cohort, tmp_path: Path, of_eight_bits: dict[str, np.ndarray]
+) -> None:
+    deepen(cohort)
+    answer = run_job("ingest", tmp_path / "store", recipe=cohort.file)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert (
+        "ingest: grey values: black is 0 and white 4095 in images of more than 8 bits, "
+        "as 120 of them have values from 0 to 4095; if that is not so, set ingest.grey_range "
+        "(120 of 120 images looked at have more than 8 bits)\n"
+    ) in answer.stdout
+    artifact = ingested_in(tmp_path / "store")
+    require_equal(greys_of(artifact), of_eight_bits)
+    grey = artifact.facts["grey"]
+    assert (grey["range"], grey["observed_on"], grey["largest"], grey["n_8bit"]) == ([0, 4095], 120, 4095, 0)
+    assert grey["mean"] == pytest.approx(np.mean(list(of_eight_bits.values())), abs=1)
+    assert artifact.facts["remarks"] == []
+
+
+def test_a_dry_run_tells_the_range_and_writes_nothing(cohort: Cohort, tmp_path: Path) -> None:
+    deepen(cohort)
+    answer = run_job("ingest", tmp_path / "store", "--dry-run", recipe=cohort.file)
+    assert answer.returncode == 0 and "black is 0 and white 4095" in answer.stdout
+    assert not (tmp_path / "store").exists()
+
+
+def test_values_with_a_sign_need_a_range_and_are_read_by_it(
+    cohort: Cohort, tmp_path: Path, of_eight_bits: dict[str, np.ndarray]
+) -> None:
+    deepen(cohort, black=-1024, white=3071)
+    told = sentence(run_job("ingest", tmp_path / "store", recipe=cohort.file))
+    assert "ingest.grey_range: want the values of black and white for images with values from -1024 to 3071" in told
+    assert files_in(tmp_path / "store") <= {".lock"}
+    answer = run_job("ingest", tmp_path / "store", "--ingest.grey-range", "-1024", "3071", recipe=cohort.file)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    require_equal(greys_of(ingested_in(tmp_path / "store")), of_eight_bits)
+
+
+def test_an_inverted_range_with_values_outside_rejects_and_counts_them_and_says_so(
+    cohort: Cohort, tmp_path: Path, of_eight_bits: dict[str, np.ndarray]
+) -> None:
+    deepen(cohort, black=4095, white=0)
+    odd = np.full((24, 24), 5000, np.uint16)
+    Image.fromarray(odd).save(cohort.add("odd.png", "patient 00"))
+    Image.fromarray(noise(1006)).save(cohort.add("shallow.png", "patient 00"))
+    cohort.recipe["ingest"]["grey_range"] = [4095, 0]
+    cohort.write()
+    answer = run_job("ingest", tmp_path / "store", recipe=cohort.file)
+    assert answer.returncode == 0 and "black is 4095 and white 0" in answer.stdout
+    assert "ingest: 1 images do not fit the grey range and are rejected" in answer.stdout
+    assert re.search(r"images of 8 bits are taken as they are and have a mean grey of 12\d", answer.stdout)
+    artifact = ingested_in(tmp_path / "store")
+    assert artifact.facts["rejected"] == {"values outside the grey range 0 to 4095": 1}
+    found = greys_of(artifact)
+    require_equal({row_id: found[row_id] for row_id in of_eight_bits}, of_eight_bits)
 
 
 @pytest.fixture

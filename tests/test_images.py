@@ -18,9 +18,10 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from pipeline import images
-from pipeline.images import ImageError
+from pipeline.image_files import ImageError
 
 PX = 16
+SIXTEEN_BIT = (0, 65535)
 RAMP = np.arange(PX * PX, dtype=np.uint8).reshape(PX, PX)  # every grey once
 
 
@@ -75,14 +76,16 @@ def test_a_jpeg_is_read_to_within_its_loss(mode: str) -> None:
 def test_sixteen_bits_are_scaled_by_the_depth_and_not_by_the_image() -> None:
     values = np.zeros((PX, PX), np.uint16)
     values[0, :4] = 255, 256, 32_768, 65_535
-    assert images.decode(encoded(Image.fromarray(values)), PX, 1)[0, :4, 0].tolist() == [0, 1, 128, 255]
+    decoded = images.decode(encoded(Image.fromarray(values)), PX, 1, grey_range=SIXTEEN_BIT)
+    assert decoded[0, :4, 0].tolist() == [1, 1, 128, 255]
     dark = np.full((PX, PX), 512, np.uint16)  # alone in its image, and still dark
-    assert (images.decode(encoded(Image.fromarray(dark)), PX, 1) == 2).all()
+    assert (images.decode(encoded(Image.fromarray(dark)), PX, 1, grey_range=SIXTEEN_BIT) == 2).all()
 
 
 def test_the_same_picture_in_eight_and_sixteen_bits_is_the_same() -> None:
     deep = encoded(Image.fromarray(RAMP.astype(np.uint16) * 257))
-    assert (images.decode(deep, PX, 3) == images.decode(encoded(Image.fromarray(RAMP)), PX, 3)).all()
+    decoded = images.decode(deep, PX, 3, grey_range=SIXTEEN_BIT)
+    assert (decoded == images.decode(encoded(Image.fromarray(RAMP)), PX, 3)).all()
 
 
 def test_an_image_is_cropped_at_its_centre_and_not_squeezed() -> None:
@@ -120,8 +123,8 @@ def test_an_error_of_the_reader_itself_is_a_refusal_too() -> None:
 
 @pytest.mark.parametrize("values", [np.full((PX, PX), -1, np.int32), np.full((PX, PX), 70_000, np.int32)])
 def test_values_outside_sixteen_bits_are_refused(values: np.ndarray) -> None:
-    with pytest.raises(ImageError, match="outside 16 bit"):
-        images.decode(encoded(Image.fromarray(values), "TIFF"), PX, 1)
+    with pytest.raises(ImageError, match="outside the grey range 0 to 65535"):
+        images.decode(encoded(Image.fromarray(values), "TIFF"), PX, 1, grey_range=SIXTEEN_BIT)
 
 
 def test_numbers_with_fractions_are_refused() -> None:
@@ -141,7 +144,7 @@ FILES = {
 def test_an_image_cut_off_before_its_pixels_end_is_refused(kind: str) -> None:
     for length in range(len(FILES[kind]) * 3 // 4):
         with pytest.raises(ImageError):
-            images.decode(FILES[kind][:length], PX, 1)
+            images.decode(FILES[kind][:length], PX, 1, grey_range=SIXTEEN_BIT)
 
 
 @settings(max_examples=300, deadline=None)
@@ -153,7 +156,7 @@ def test_a_damaged_image_is_read_or_refused_but_never_anything_else(kind: str, d
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow tells what is damaged; the reason is counted anyway
         try:
-            decoded = images.decode(bytes(damaged), PX, 1)
+            decoded = images.decode(bytes(damaged), PX, 1, grey_range=SIXTEEN_BIT)
         except ImageError:
             return
     assert decoded.shape == (PX, PX, 1)

@@ -31,6 +31,7 @@ import pyarrow.parquet
 from jaxtyping import Int8, Int64, UInt8
 
 from pipeline import config, images, tables
+from pipeline.image_files import GreyRange, ImageError
 
 MAX_AGE_YEARS = 120
 LABEL_CELLS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
@@ -106,16 +107,23 @@ def listing(table: config.Table, root: Path, k_anonymity: int) -> Listing:
     return Listing(pa.table(columns, schema=tables.LISTING).combine_chunks(), rejects, findings)
 
 
-def read_images(root: Path, sources: Sequence[str], image_px: int, channels: int, min_source_px: int) -> Decoded:
+def read_images(
+    root: Path,
+    sources: Sequence[str],
+    image_px: int,
+    channels: int,
+    min_source_px: int,
+    grey_range: GreyRange | None = None,
+) -> Decoded:
     """The images at these paths below `root`; one that cannot be used gives zeros and a reason and never raises."""
     pixels = np.zeros((len(sources), image_px, image_px, channels), np.uint8)
     reasons: list[str | None] = [None] * len(sources)
     digests: list[str | None] = [None] * len(sources)
     for i, source in enumerate(sources):
         try:
-            pixels[i] = images.decode(root / source, image_px, channels, min_source_px)
+            pixels[i] = images.decode(root / source, image_px, channels, min_source_px, grey_range)
             digests[i] = hashlib.sha256(pixels[i].tobytes()).hexdigest()
-        except images.ImageError as error:
+        except ImageError as error:
             reasons[i] = str(error)
     return Decoded(pixels, reasons, digests)
 

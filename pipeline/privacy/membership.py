@@ -20,7 +20,7 @@ from scipy.stats import binom
 from pipeline.estimate import Estimate
 from pipeline.privacy.risk import widened, wilson
 from pipeline.privacy.verification import weighted_auc
-from pipeline.seeds import numpy_generator
+from pipeline.seeds import Origin, numpy_generator
 
 Strata = Shaped[np.ndarray, " _"] | Sequence[str]
 CHANCE = 0.5  # AUC of guessing
@@ -58,7 +58,7 @@ def membership_auc(
     strangers: Float[np.ndarray, " s"],
     member_strata: Strata,
     stranger_strata: Strata,
-    seed: int,
+    seed: Origin,
     n_resamples: int = 1_000,
 ) -> Estimate:
     """Chance that a member scores higher than a stranger of the members' strata, a tie counting half; n people.

@@ -24,7 +24,13 @@ from pipeline.tables import FILTERED, SCORES, require
 
 KEPT, OVER, UNSCORED, COPY = "kept", "over the threshold", "no score", "copy of a real image"
 SURPLUS = "more than wanted of its findings"
-REASONS = pa.array([KEPT, OVER, UNSCORED, COPY, SURPLUS])
+DECOY = "like an unseen patient, a decoy"
+REASONS = pa.array([KEPT, OVER, UNSCORED, COPY, SURPLUS, DECOY])
+
+DECOYS_TOLD = (
+    "Images as close to one of the unseen patients are dropped too, so that a gap in the kept set does not tell who "
+    "was trained on."
+)
 
 
 class Decision(NamedTuple):
@@ -57,10 +63,13 @@ def filter_table(
     control_patients: Shaped[np.ndarray, " c"] | Sequence[str] | None = None,
     same_patients: Shaped[np.ndarray, " s"] | Sequence[str] | None = None,
     chooser: np.random.Generator | None = None,
+    decoys: bool = False,
 ) -> tuple[pa.Table, Decision]:
     """Every row with `keep` and its reason (`tables.FILTERED`), in the order of the scores, and why.
 
-    Beside the rule, every rule but `none` drops pixel copies of real images, which a network may overlook. `shown`
+    Beside the rule, every rule but `none` drops pixel copies of real images, which a network may overlook. With
+    `decoys` images are dropped as well that score as much over unseen patients who stand beside the gallery, so that
+    the gap around a training image looks like those around the decoys. `shown`
     holds the labels of each image (1 present, 0 absent, -1 unknown); it is read where the recipe caps the images of
     a finding. The calibration is that of `threshold`.
     Raises: SchemaError if the table is not one of scores, ConfigError if the calibration cannot carry the rule.
@@ -78,7 +87,11 @@ def filter_table(
     )
     limit = math.inf if decision.threshold is None else decision.threshold
     copies = scores["pixel_copy"].to_numpy(zero_copy_only=False) & (rule.rule != "none")
-    reason = np.select([np.isnan(values), values >= limit, copies], [2, 1, 3], 0).astype(np.int32)
+    like_decoy = ~(scores["decoy_score"].to_numpy() < limit) & decoys & (decision.threshold is not None)
+    causes = [np.isnan(values), values >= limit, copies, like_decoy]
+    reason = np.select(causes, [2, 1, 3, 5], 0).astype(np.int32)
+    if decoys and decision.threshold is not None:
+        decision = decision._replace(guarantee=f"{decision.guarantee} {DECOYS_TOLD}")
     if rule.max_per_class is not None:
         kept = np.flatnonzero(reason == 0)
         reason[kept[~within_cap(values[kept], shown[kept], rule.max_per_class)]] = 4

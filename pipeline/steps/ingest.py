@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 
 from pipeline import images, rows, secret
 from pipeline.artifact import Store, read_table, require_space
-from pipeline.cohorts import phantom, splits, table, text
+from pipeline.cohorts import greys, phantom, splits, table, text
 from pipeline.config import SPLITS, ConfigError, Ingest, Recipe
 from pipeline.generators import prompts
+from pipeline.image_files import NO_RANGE, OUTSIDE, GreyRange
 from pipeline.records import label_matrix
 from pipeline.seeds import Origin, subkey
 from pipeline.tables import LABELS, RECORDS, REJECTS, with_images
@@ -43,11 +44,12 @@ def make(work: Work) -> Made:
     """List the cohort, split it, cap it, read its pixels, clean its texts, hash its patients."""
     ingest = work.recipe.ingest
     listing, listed, over_cap = checked(work.recipe, work.draft.store, work.origin)
-    unusable = _read_pixels(work, listed)
+    found = grey_values(ingest, listed)
+    unusable = _read_pixels(work, listed, found.grey_range)
     rejects = pa.concat_tables([listing.rejects, over_cap, unusable]).sort_by("row_id")
     kept = listed.filter(pc.invert(pc.is_in(listed["row_id"], unusable["row_id"].combine_chunks())))
     patients = _patients_by_split(kept)
-    _require_patients(patients, ingest)
+    _require_patients(patients, ingest, rejects)
     _require_pairs(kept)
     kept, removed = _with_prompts(kept, ingest, listing.findings)
     hashed = _hashed(kept, subkey(secret.of(work.recipe, work.draft.store), "patient"))
@@ -56,11 +58,14 @@ def make(work: Work) -> Made:
     work.draft.write_table(records, "records")
     work.draft.write_table(rejects, "rejects")
     work.draft.write_table(kept.select(IDENTITIES.names), "identities")
+    seen, remarks = _grey_summary(work, kept, found)
     images_by_split = Counter(kept["split"].to_pylist())
     facts = {
         "findings": list(listing.findings),
         "rows_in": len(listing.rows) + len(listing.rejects),
         "rejected": dict(Counter(rejects["reason"].to_pylist())),
+        "grey": {**found.facts, **seen},
+        "remarks": [*remarks, *_outside(rejects)],
         "removed_text": removed,
         "prompt_levels": levels,
         "images_by_split": {name: images_by_split[name] for name in SPLITS},
@@ -85,13 +90,24 @@ def checked(recipe: Recipe, store: Store, origin: Origin | None = None) -> tuple
     return listing, listed, over_cap
 
 
+def grey_values(ingest: Ingest, listed: pa.Table) -> greys.Greys:
+    """What is black and white in the listed images. Opens some hundred of them.
+
+    Raises: CohortError if that cannot be told from the images, and the recipe does not say it.
+    """
+    if ingest.kind == "phantom":
+        return greys.Greys(None, {}, {}, None)
+    assert ingest.root is not None  # the recipe was validated
+    return greys.greys(ingest.root, tuple(listed["source"].to_pylist()), ingest.grey_range)
+
+
 class ReadPixels:
     """Row worker: the pixels of a listed image, drawn or decoded, or the reason why not."""
 
     reads = pa.schema([("row_id", pa.string()), ("source", pa.string())])
 
-    def __init__(self, ingest: Ingest):
-        self._ingest = ingest
+    def __init__(self, ingest: Ingest, grey_range: GreyRange | None = None):
+        self._ingest, self._grey_range = ingest, grey_range
         outcome = pa.schema([("reject", pa.string()), ("digest", pa.string())])
         self.adds = with_images(outcome, ingest.image_px, ingest.channels)
 
@@ -105,7 +121,12 @@ class ReadPixels:
         else:
             assert self._ingest.root is not None  # the recipe was validated
             pixels, reasons, digests = table.read_images(
-                self._ingest.root, sources, self._ingest.image_px, self._ingest.channels, self._ingest.min_source_px
+                self._ingest.root,
+                sources,
+                self._ingest.image_px,
+                self._ingest.channels,
+                self._ingest.min_source_px,
+                self._grey_range,
             )
         return pa.table(
             {
@@ -144,13 +165,13 @@ def _split(listed: pa.Table, ingest: Ingest, origin: Origin) -> tuple[pa.Table, 
     return listed.filter(within), pa.table([over["row_id"], pa.array(reasons, pa.string())], schema=REJECTS)
 
 
-def _read_pixels(work: Work, listed: pa.Table) -> pa.Table:
+def _read_pixels(work: Work, listed: pa.Table, grey_range: GreyRange | None) -> pa.Table:
     """Write table `images`; the rows whose pixels cannot be used, with the reason."""
     ingest, draft = work.recipe.ingest, work.draft
     written = rows.append_columns(
         draft.write_source(listed.select(["row_id", "source"])),
         ReadPixels,
-        {"ingest": ingest},
+        {"ingest": ingest, "grey_range": grey_range},
         draft.uri_of("images"),
         work_uri=draft.work_uri,
         leftovers=draft.leftover_uris("images"),
@@ -163,6 +184,24 @@ def _read_pixels(work: Work, listed: pa.Table) -> pa.Table:
     names = [*outcome["row_id"].to_pylist(), *written.set_aside]
     table = pa.table([pa.array(names), pa.array([*reasons, *written.set_aside.values()])], schema=REJECTS)
     return table.filter(pc.is_valid(table["reason"]))
+
+
+def _grey_summary(work: Work, kept: pa.Table, found: greys.Greys) -> tuple[dict[str, Any], list[str]]:
+    """Greys of an even sample of the images as they were written, and what is odd about them."""
+    sources = list(found.is_deep) or greys.evenly(kept["source"].to_pylist(), greys.MOST_IMAGES)
+    kept = kept.filter(pc.is_in(kept["source"], pa.array(sources, pa.string())))
+    draft, source_of = work.draft, dict(zip(kept["row_id"].to_pylist(), kept["source"].to_pylist(), strict=True))
+    within = pc.field("row_id").isin(kept["row_id"].combine_chunks())
+    written = read_table(draft.store.fs, f"{draft.path}/images", ["row_id", "image"], within)
+    deep = [found.is_deep.get(source_of[row_id], False) for row_id in written["row_id"].to_pylist()]
+    return greys.summary(images.array(written["image"]), np.array(deep, bool))
+
+
+def _outside(rejects: pa.Table) -> list[str]:
+    """What to do about images that the grey range does not fit."""
+    n = sum(reason.startswith((OUTSIDE, NO_RANGE)) for reason in rejects["reason"].to_pylist())
+    how = "images do not fit the grey range and are rejected: if they are sound, set ingest.grey_range to hold them"
+    return [f"{n} {how}"] if n else []
 
 
 def _pixel_reasons(outcome: list[dict[str, Any]], patient_of: dict[str, str]) -> list[str | None]:
@@ -191,12 +230,14 @@ def _patients_by_split(listed: pa.Table) -> dict[str, set[str]]:
     return members
 
 
-def _require_patients(patients: dict[str, set[str]], ingest: Ingest) -> None:
+def _require_patients(patients: dict[str, set[str]], ingest: Ingest, rejects: pa.Table) -> None:
+    reasons = Counter(rejects["reason"].to_pylist()).most_common(3)
+    why = ", ".join(f"{n} x {reason}" for reason, n in reasons) or "none"
     for name, least in ingest.min_patients.items():
         if len(patients[name]) < least:
             raise splits.SplitError(
                 f"split {name}: want {least} patients with a usable image, got {len(patients[name])} "
-                f"— lower ingest.min_patients.{name}, raise its share, or mend the rejected images"
+                f"— lower ingest.min_patients.{name}, raise its share, or mend the rejected images ({why})"
             )
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, Int8
 from numpy.typing import ArrayLike
 
 from pipeline.estimate import Estimate
-from pipeline.seeds import numpy_generator
+from pipeline.seeds import Origin, numpy_generator
 
 # With fewer clusters on either side a resample too often has none of them, and its interval means nothing.
 MIN_CLUSTERS = 5
@@ -64,7 +64,7 @@ def bootstrap_auroc(
     findings: Sequence[str],
     *,
     n_resamples: int,
-    seed: int,
+    seed: Origin,
 ) -> dict[str, Estimate]:
     """AUROC of each finding, `macro` and `micro` with 95 % percentile intervals over resampled clusters.
 
@@ -95,7 +95,7 @@ def retention(
     clusters: ArrayLike,
     *,
     n_resamples: int,
-    seed: int,
+    seed: Origin,
     above_chance: bool = False,
 ) -> Estimate | None:
     """Macro AUROC of `scores` over that of `reference_scores` on the same images; none if no finding is estimable.
@@ -157,7 +157,7 @@ def _ranking(
 
 
 def _resamples(
-    clusters: ArrayLike, n_resamples: int, seed: int
+    clusters: ArrayLike, n_resamples: int, seed: Origin
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "r c"]]:
     """The cluster of each image by number, and how often each resample drew it; the first is the sample itself."""
     names, members = np.unique(np.asarray(clusters), return_inverse=True)

@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 
 from pipeline.config import ConfigError
 from pipeline.estimate import Estimate
-from pipeline.seeds import numpy_generator
+from pipeline.seeds import Origin, numpy_generator
 
 N_RESAMPLES = 100  # enough for a standard deviation, which is all the interval takes from them
 BLOCK_ROWS = 512  # rows of a distance or kernel matrix held at once
@@ -35,7 +35,7 @@ class Manifold(NamedTuple):
     coverage: Estimate
 
 
-def fid(real: Float[np.ndarray, "n d"], synthetic: Float[np.ndarray, "m d"], *, seed: int) -> Estimate:
+def fid(real: Float[np.ndarray, "n d"], synthetic: Float[np.ndarray, "m d"], *, seed: Origin) -> Estimate:
     """Fréchet distance between Gaussians fitted to the features; 0 is best, and small n adds to it.
 
     The interval is the value ± 1.96 standard deviations over resampled images: percentiles would lie too high, as a
@@ -50,7 +50,7 @@ def fid(real: Float[np.ndarray, "n d"], synthetic: Float[np.ndarray, "m d"], *, 
     return estimate._replace(low=max(estimate.low, 0.0))
 
 
-def kid(real: Float[np.ndarray, "n d"], synthetic: Float[np.ndarray, "m d"], *, seed: int) -> Estimate:
+def kid(real: Float[np.ndarray, "n d"], synthetic: Float[np.ndarray, "m d"], *, seed: Origin) -> Estimate:
     """Squared maximum mean discrepancy with the kernel (x·y / d + 1)³; 0 is best, and small n adds nothing to it.
 
     Taken over all pairs at once, which is what the usual mean over random subsets estimates, with less noise. The
@@ -124,7 +124,7 @@ def _float64(
     return real.astype(np.float64), synthetic.astype(np.float64)
 
 
-def _resamples(n: int, seed: int, name: str) -> Float[np.ndarray, "r n"]:
+def _resamples(n: int, seed: Origin, name: str) -> Float[np.ndarray, "r n"]:
     """How often each resample drew each image; the first is the sample itself."""
     drawn = numpy_generator(seed, name).multinomial(n, np.full(n, 1 / n), N_RESAMPLES)
     return np.vstack([np.ones(n), drawn])

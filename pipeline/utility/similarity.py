@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.estimate import Estimate
 from pipeline.images import to_torch
-from pipeline.seeds import numpy_generator
+from pipeline.seeds import Origin, numpy_generator
 
 # Wang et al., Asilomar 2003, doi:10.1109/ACSSC.2003.1292216: weights of the scales, finest first.
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -71,7 +71,7 @@ def ms_ssim(first: Float[Tensor, "p c h w"], second: Float[Tensor, "p c h w"]) -
     )
 
 
-def diversity(images: UInt8[np.ndarray, "n h w c"], prompts: Sequence[str], *, seed: int) -> Diversity:
+def diversity(images: UInt8[np.ndarray, "n h w c"], prompts: Sequence[str], *, seed: Origin) -> Diversity:
     """MS-SSIM of all pairs within each prompt, and of all pairs between prompts that were coupled at random.
 
     A prompt is in one couple only, so that couples are independent and the 95 % t interval over prompts (couples)

@@ -230,7 +230,7 @@ def test_bad_images_are_set_aside_and_good_ones_are_read(tmp_path):
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "again.png").write_bytes((tmp_path / "good.png").read_bytes())
     names = ["good.png", "deep.png", "small.png", "float.tiff", "cut.png", "text.png", "gone.png", "again.png"]
-    pixels, reasons, digests = read_images(tmp_path, names, image_px=16, channels=1, min_source_px=16)
+    pixels, reasons, digests = read_images(tmp_path, names, 16, 1, min_source_px=16, grey_range=(0, 65535))
     assert pixels.shape == (8, 16, 16, 1)
     assert [reason and reason.split(":")[0] for reason in reasons] == [
         None, None, "too small", "unsupported mode", *["unreadable image"] * 3, None,

@@ -83,9 +83,11 @@ def test_the_reason_of_a_capped_row_names_its_split() -> None:
 
 def test_a_split_that_loses_its_patients_to_rejects_is_an_error() -> None:
     with pytest.raises(
-        SplitError, match=r"split train: want 3 patients with a usable image, got 2 .* rejected images"
+        SplitError,
+        match=r"split train: want 3 patients with a usable image, got 2 .* rejected images \(2 x too dark\)",
     ):
-        ingest._require_patients({name: {"a", "b"} for name in config.SPLITS}, SMALL)
+        rejects = pa.table([["r0", "r1"], ["too dark"] * 2], schema=tables.REJECTS)
+        ingest._require_patients({name: {"a", "b"} for name in config.SPLITS}, SMALL, rejects)
 
 
 def split_listing(*rows: tuple[str, str, str | None]) -> pa.Table:
