@@ -293,19 +293,19 @@ class Generator(Section):
 class Augment(Section):
     """Robustness augmentation of the re-identification networks; each with its chance."""
 
-    shift_frac: Frac = 0.08
+    shift_frac: Frac = 0.1
     """Largest shift along each axis, as a share of the side."""
-    rotation_deg: Annotated[float, Field(ge=0)] = 5.0
+    rotation_deg: Annotated[float, Field(ge=0)] = 6.0
     """Largest rotation."""
-    zoom: Annotated[float, Field(ge=0)] = 0.2
+    zoom: Annotated[float, Field(ge=0)] = 0.22
     """Largest zoom in or out, as a share of the size."""
     blur_frac: Frac = 0.5
     """Chance of a 3x3 blur."""
     noise_sd: Annotated[float, Field(ge=0)] = 0.08
     """Largest standard deviation of added noise, on the scale [-1, 1]."""
-    gain: Annotated[float, Field(ge=0)] = 0.06
+    gain: Annotated[float, Field(ge=0)] = 0.35
     """Largest relative change of contrast."""
-    offset: Annotated[float, Field(ge=0)] = 0.06
+    offset: Annotated[float, Field(ge=0)] = 0.1
     """Largest change of brightness, on the scale [-1, 1]."""
     jpeg_frac: Frac = 0.1
     """Chance of JPEG compression, quality 30 to 90."""

@@ -6,6 +6,7 @@ Not here: how intervals are computed; that is the business of whoever measures (
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import NamedTuple, Self
 
@@ -40,6 +41,21 @@ def is_small(n: int, k: int) -> bool:
 def fewer_than(n: int, k: int) -> str:
     """The count as it may be released: `fewer than 5` instead of 1 to 4 for k = 5, otherwise the number."""
     return f"fewer than {k:,}" if is_small(n, k) else f"{n:,}"
+
+
+def recall_name(kind: str, factor: float) -> str:
+    """The metric's name of the recall on one kind of change, at a factor of the strength that is demanded."""
+    return f"recall_{kind}_x{factor:g}"
+
+
+def recalls(metrics: Mapping[str, Estimate], network: str) -> dict[str, dict[float, Estimate]]:
+    """Recall of a network by kind of change and factor of the demanded strength."""
+    found: dict[str, dict[float, Estimate]] = {}
+    for key, estimate in metrics.items():
+        named = re.fullmatch(rf"privacy/{network}/recall_(\w+)_x([\d.]+)", key)
+        if named:
+            found.setdefault(named[1], {})[float(named[2])] = estimate
+    return found
 
 
 def _number(saved: float | None) -> float:

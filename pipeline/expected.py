@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.artifact import Key, Store
 from pipeline.config import SPLITS, Recipe, canonical
 from pipeline.plan import Line
+from pipeline.probes import N_PLANTED
 from pipeline.steps import ingest
 
 
@@ -58,8 +59,10 @@ def _expected_rows(line: Line, recipe: Recipe, made: Mapping[str, Any], store: S
         case ["filter"]:
             (decided,) = (name for name in line.task.inputs if name.startswith("filter/"))
             return math.ceil(made[decided]["rows"] * _kept_frac(made[decided]["config"], store))
-        case ["evaluate", "student_images" | "student_scores"]:
+        case ["evaluate", "student_images"]:
             return 2 * recipe.evaluate.n_student
+        case ["evaluate", "student_scores"]:
+            return 2 * recipe.evaluate.n_student + 2 * min(N_PLANTED, images["train"])
         case _:
             return None
 

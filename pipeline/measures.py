@@ -8,7 +8,6 @@ Joins what `privacy` and `utility` compute to the arms of a run; knows neither R
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int8, Int64, UInt8
 
 from pipeline.config import Evaluate
-from pipeline.estimate import Estimate, is_small
+from pipeline.estimate import Estimate, is_small, recall_name
 from pipeline.privacy import membership as tests
 from pipeline.privacy import risk, rules
 from pipeline.records import Records, Synthetic
@@ -212,21 +211,6 @@ def _recall(scores: Risk, filter_threshold: float | None) -> Metrics:
                 found[f"privacy/{network}/{recall_name(kind, factor)}"] = risk.clustered(
                     flags[group], patients[group]
                 )
-    return found
-
-
-def recall_name(kind: str, factor: float) -> str:
-    """The metric's name of the recall on one kind of change, at a factor of the strength that is demanded."""
-    return f"recall_{kind}_x{factor:g}"
-
-
-def recalls(metrics: Mapping[str, Estimate], network: str) -> dict[str, dict[float, Estimate]]:
-    """Recall of a network by kind of change and factor of the demanded strength."""
-    found: dict[str, dict[float, Estimate]] = {}
-    for key, estimate in metrics.items():
-        named = re.fullmatch(rf"privacy/{network}/recall_(\w+)_x([\d.]+)", key)
-        if named:
-            found.setdefault(named[1], {})[float(named[2])] = estimate
     return found
 
 

@@ -9,6 +9,7 @@ c channels; _ is any number of images.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -26,6 +27,7 @@ from pipeline.privacy.risk import two_proportion_p
 LEVEL = 0.05
 # Metric of a re-identification ratio -> the network behind it.
 RATIOS = {"reid_ratio": "filter’s network", "audit_ratio": "auditor"}
+JUDGES = ("filter_network", "auditor")
 Subject = str  # real, control, baseline, teacher, filtered, student, ... (design section 8)
 
 
@@ -94,6 +96,10 @@ class Report:
     """What the filter's rule promises, in one sentence."""
     threshold: float | None
     """Score from which the filter's network flags an image; none if the rule has no fixed one."""
+    decoys: bool = False
+    """Whether unseen patients stood beside the gallery."""
+    strengths: Mapping[str, float] = field(default_factory=dict)
+    """By kind of change, the strength at which recall is demanded."""
     scores: Mapping[Subject, Float[np.ndarray, " _"]] = field(default_factory=dict)
     """`reid_score` by the filter's network, drawn as histograms."""
     grids: Mapping[str, UInt8[np.ndarray, "_ h w c"]] = field(default_factory=dict)
@@ -154,6 +160,7 @@ def render(report: Report) -> str:
             auroc_axis=_auroc_axis(metrics),
             score_axis=report_plots.score_axis(report.scores.values(), report.threshold),
             auroc_rows=auroc_rows(metrics),
+            recall_rows=recall_rows(metrics, report.strengths),
             by_images=by_group(metrics, "images"),
             by_finding=by_group(metrics, "finding"),
             stages={drop.stage: [d for d in report.dropped if d.stage == drop.stage] for drop in report.dropped},
@@ -211,6 +218,21 @@ def relative_reduction(teacher: Estimate, student: Estimate) -> Estimate | None:
     own, other = student.high * (2 * student.value - student.high), teacher.low * (2 * teacher.value - teacher.low)
     high = (product + math.sqrt(max(product**2 - own * other, 0.0))) / other
     return Estimate(1 - student.value / teacher.value, 1 - high, 1 - low, min(teacher.n, student.n))
+
+
+def recall_rows(
+    metrics: Mapping[str, Estimate], strengths: Mapping[str, float]
+) -> dict[str, dict[float, tuple[str, Estimate | None, Estimate | None]]]:
+    """Kind of change -> factor of the demanded strength -> the strength, and recall by filter's network and auditor."""
+    found: dict[str, dict[float, tuple[str, Estimate | None, Estimate | None]]] = {}
+    for key in metrics:
+        named = re.fullmatch(r"privacy/\w+/recall_(\w+)_x([\d.]+)", key)
+        if named:
+            kind, factor = named[1], float(named[2])
+            by_filter, by_auditor = (metrics.get(f"privacy/{name}/recall_{kind}_x{factor:g}") for name in JUDGES)
+            strength = f"{factor * strengths[kind]:.3g}" if kind in strengths else "–"
+            found.setdefault(kind.replace("_", " "), {})[factor] = (strength, by_filter, by_auditor)
+    return {kind: dict(sorted(series.items())) for kind, series in found.items()}
 
 
 def auroc_rows(metrics: Mapping[str, Estimate]) -> dict[str, str]:

@@ -85,8 +85,9 @@ def workload(name: str, made: Manifests) -> Workload:
         case ("score", _) | ("evaluate", "student_scores"):
             n, kind = made[name]["rows"], "gallery" if part == "gallery" else "score"
             alike = (kind, *(_architecture(made[f"identify/{net}"]["config"]["network"]) for net in NETWORKS))
-            # Embedded, then compared with every image of the gallery.
-            return Workload(n * images["train"], "pairs", (n * px, n * images["train"]), alike)
+            # Embedded, then compared with every pose of every image of the gallery, and of the decoys.
+            compared = made["score/gallery"]["config"]["score"]["poses"] * (images["train"] + images["control"])
+            return Workload(n * compared, "pairs", (n * px, n * compared), alike)
         case "evaluate", ("encoder" | "real" | "teacher" | "filtered" | "student" | "student_large"):
             fit, tested = here["classifier"], 0 if part == "encoder" else images["test"]
             n = here.get("steps", fit["steps"]) * fit["batch_size"]
@@ -94,6 +95,12 @@ def workload(name: str, made: Manifests) -> Workload:
         case "evaluate", "changed":
             n, per_image = here["gate"]["n_probe"], here["sample"]["steps"] * _generator(_teacher(made), made).flops
             return Workload(n, "images", (n * px, n * per_image, n * images["train"]), ("changed",))
+        case "evaluate", ("membership_teacher" | "membership_student"):
+            n, source = 3 * here["people"], made["teach" if part.endswith("teacher") else "distill"]["config"]
+            return Workload(n, "images", (n * _generator(source, made).flops,), ("membership",))
+        case "evaluate", "gaps":
+            n = 3 * here["people"]
+            return Workload(n, "images", ((n + made["filter"]["rows"]) * px, n * made["filter"]["rows"]), ("gaps",))
         case "evaluate", "":
             n = images["test"] + sum(made[arm]["rows"] for arm in ("sample/0", "filter", "evaluate/student_images"))
             resampled = here["evaluate"]["bootstrap"] * images["test"]
@@ -132,7 +139,8 @@ def stored_bytes(name: str, made: Manifests) -> float:
         case "score", "gallery":
             nets = [made[f"identify/{net}"]["config"]["network"] for net in NETWORKS]
             embeddings = sum(FLOAT_BYTES * network["embedding"] for network in nets)
-            return images["train"] * (row + embeddings) + sum(_network_bytes(network, made) for network in nets)
+            stood = made[name]["config"]["score"]["poses"] * (images["train"] + images["control"])
+            return images["train"] * row + stood * embeddings + sum(_network_bytes(network, made) for network in nets)
         case ("score", _) | ("evaluate", "student_scores"):
             return made[name]["rows"] * ROW_BYTES
         case "filter", "":

@@ -11,10 +11,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline import fit, measures, package, scan
+from pipeline import fit, package, scan
 from pipeline.artifact import Artifact
 from pipeline.config import Recipe
-from pipeline.estimate import Estimate
+from pipeline.estimate import Estimate, recalls
 from pipeline.privacy import gate
 from pipeline.probes import DEMANDED
 from pipeline.task import Made, Task, Work
@@ -104,7 +104,7 @@ def _evidence(
         excess={name: of(f"{key}/audit_excess") for name, key in judged.items()},
         strict={name: of(f"{judged[name]}/audit_excess_strict") for name in ("student", "kept set")},
         recalls={
-            name: {kind: series[DEMANDED] for kind, series in measures.recalls(metrics, key).items()}
+            name: {kind: series[DEMANDED] for kind, series in recalls(metrics, key).items()}
             for key, name in NETWORKS.items()
         },
         planted_exact={name: of(f"{key}/planted_exact") for key, name in NETWORKS.items()},

@@ -28,11 +28,12 @@ from pipeline.estimate import Estimate
 from pipeline.folders import Folder
 from pipeline.privacy import matching, networks
 from pipeline.privacy.gate import Verdict
+from pipeline.probes import NEAR
 from pipeline.report import Drop, LedgerRow, Pair, Private, Report, StepRow, render
 from pipeline.seeds import numpy_generator
 from pipeline.task import Made, Task, Work, rounds_of
 
-VERSION = 2
+VERSION = 3
 GRID_IMAGES = 24
 WORST_PAIRS = 12
 
@@ -105,6 +106,9 @@ def _report(work: Work) -> Report:
         metrics={key: Estimate.from_dict(value) for key, value in metrics.items()},
         guarantee=decided.facts["guarantee"],
         threshold=decided.facts["threshold"],
+        decoys=decided.facts["decoys"],
+        strengths=recipe.release.conditions.strengths.model_dump()
+        | {NEAR: recipe.release.conditions.near_timestep_frac},
         scores=_scores(inputs),
         grids={
             "Kept synthetic images": _some(images.array(kept["image"])),
