@@ -116,15 +116,15 @@ def at_least(name: str, estimate: Estimate, limit: float, why: str) -> Verdict:
 def recall(network: str, kinds: Mapping[str, Estimate], limit: float) -> Verdict:
     """Passes if every kind of change leaves the whole interval at or over the limit; told is the worst kind."""
     if not kinds:
-        return at_least(f"{network}'s recall on changed copies", NOTHING, limit, "no copy was tried")
+        return at_least(f"changed copies found by the {network}", NOTHING, limit, "no copy was tried")
     worst = min(kinds, key=lambda kind: (kinds[kind].low, kinds[kind].value))
     why = f"worst of {len(kinds)} kinds of change: {worst.replace('_', ' ')}"
-    return at_least(f"{network}'s recall on changed copies", kinds[worst], limit, why)
+    return at_least(f"changed copies found by the {network}", kinds[worst], limit, why)
 
 
 def planted(network: str, exact: Estimate, near: Estimate, limit: float) -> Verdict:
     """Passes if every exact copy that was planted among the judged images was flagged, and near ones as demanded."""
-    name, why = f"{network} finds planted copies", "a judge that overlooks these clears anything"
+    name, why = f"planted copies found by the {network}", "a judge that overlooks these clears anything"
     verdict = at_least(name, near, limit, why)
     if exact.n == 0:
         verdict = verdict._replace(verdict=UNSURE)
