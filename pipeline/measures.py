@@ -347,7 +347,7 @@ def fidelity(
         shares = distances.manifold(reference, features, neighbours=section.neighbours)
         found |= {f"fidelity/{subject}/{name}": share for name, share in shares._asdict().items()}
         found[f"fidelity/{subject}/coverage_relative"] = distances.relative_coverage(
-            shares.coverage, found["fidelity/control/coverage"]
+            shares.coverage, found["fidelity/control/coverage"], n
         )
     for subject, made in synthetic.items():
         found |= _diversity(subject, made, section.ssim_prompts, seed)
