@@ -63,8 +63,9 @@ class Table(Section):
     """Column with the patient's identity."""
     text: str | None = "text"
     """Column with the report or caption; none means that prompts come from labels, age, sex and view."""
-    labels: str | tuple[str, ...] = "labels"
-    """One column of names joined by `label_separator`, or one column per finding holding 0, 1, -1 or blank."""
+    labels: str | tuple[str, ...] | None = "labels"
+    """One column of names joined by `label_separator`, or one column per finding holding 0, 1, -1 or blank; none for a
+    cohort without labels, of which utility is not measured."""
     label_separator: str = "|"
     """What stands between the names in a joined label column."""
     findings: tuple[str, ...] = ()

@@ -1,7 +1,8 @@
 """Who belongs to which split, and which images of a patient stay.
 
 Both are functions of an origin and of identities, never of the order of rows, so a cohort that is listed again is
-split the same way; where the origin is a secret, a list of patients does not tell who is where. Not here: sizes and shares, which are the recipe's.
+split the same way; where the origin is a secret, a list of patients does not tell who is where. Not here: sizes and
+shares, which are the recipe's.
 
 Axis letters: n images.
 """
@@ -32,13 +33,16 @@ def assign(
 
     Patients stand in line by stratum (most images first) and, within one, by a keyed hash; the line is dealt out so
     that among the first t patients each split has less than one more or less than its share of t. So each split's
-    total is within 1 of its share, and its part of any stratum within 2.
+    total is within 1 of its share, and its part of any stratum within 3, as dealing begins at a drawn place.
     Raises: SplitError if a split gets fewer than `min_patients`.
     """
     n_images = Counter(patients)
     strata = dict(zip(n_images, np.digitize(list(n_images.values()), STRATA), strict=True))
     line = sorted(n_images, key=lambda patient: (-strata[patient], seeds.row_seed(origin, "split", patient), patient))
-    split_of = dict(zip(line, _dealt(splits.shares(), len(line)), strict=True))
+    dealt = _dealt(splits.shares(), len(line))
+    # Whoever alone has most images is first in line whatever the origin, so that where dealing begins is drawn too.
+    start = seeds.row_seed(origin, "deal") % len(line)
+    split_of = dict(zip(line, dealt[start:] + dealt[:start], strict=True))
     n_patients = Counter(split_of.values())
     for name, least in min_patients.items():
         if n_patients[name] < least:

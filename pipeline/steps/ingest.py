@@ -28,6 +28,7 @@ from pipeline.tables import LABELS, RECORDS, REJECTS, with_images
 from pipeline.task import Made, Task, Work
 
 VERSION = 2
+NO_LABELS = "no labels: utility and adherence to prompts are not measured"
 IDENTITIES = pa.schema([("row_id", pa.string()), ("patient", pa.string()), ("source", pa.string())])
 
 
@@ -65,7 +66,7 @@ def make(work: Work) -> Made:
         "rows_in": len(listing.rows) + len(listing.rejects),
         "rejected": dict(Counter(rejects["reason"].to_pylist())),
         "grey": {**found.facts, **seen},
-        "remarks": [*remarks, *_outside(rejects)],
+        "remarks": [*remarks, *_outside(rejects), *([] if listing.findings else [NO_LABELS])],
         "removed_text": removed,
         "prompt_levels": levels,
         "images_by_split": {name: images_by_split[name] for name in SPLITS},

@@ -24,7 +24,7 @@ from jaxtyping import UInt8
 from pipeline import fit, images, records, scan
 from pipeline.artifact import Artifact
 from pipeline.config import Recipe
-from pipeline.estimate import Estimate
+from pipeline.estimate import Estimate, is_small
 from pipeline.folders import Folder
 from pipeline.privacy import matching, networks
 from pipeline.privacy.gate import Verdict
@@ -71,13 +71,23 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
 
 def make(work: Work) -> Made:
     """Write the public edition; refuse if a secret is in it."""
-    report = _report(work)
+    report = _without_small_cells(_report(work), work.recipe.ingest.k_anonymity)
     (work.draft.folder / "report.html").write_text(render(report))
     shown = list(report.grids.values())
     found = fit.small(scan.scan_page, work.recipe, dict(work.inputs), Folder.of(work.draft.folder), shown)
     if found:
         raise LeakError(f"public report: want no secret in it, got {found} — see which text of the recipe holds one")
     return Made({})
+
+
+def _without_small_cells(report: Report, k: int) -> Report:
+    """The report without counts of fewer than k rows, which may be about single patients."""
+    told = [drop for drop in report.dropped if not is_small(drop.n, k)]
+    n_small = len(report.dropped) - len(told)
+    if n_small:
+        told.append(Drop("left out of the public edition", f"reasons with fewer than {k} rows each", n_small))
+    by_class = {name: n for name, n in report.kept_by_class.items() if not any(is_small(count, k) for count in n)}
+    return dataclasses.replace(report, dropped=told, kept_by_class=by_class)
 
 
 def make_custodian(work: Work) -> Made:

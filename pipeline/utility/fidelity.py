@@ -90,13 +90,17 @@ def manifold(real: Float[np.ndarray, "n d"], synthetic: Float[np.ndarray, "m d"]
     )
 
 
-def relative_coverage(synthetic_coverage: Estimate, control_coverage: Estimate) -> Estimate:
+def relative_coverage(
+    synthetic_coverage: Estimate, control_coverage: Estimate, n_images: int | None = None
+) -> Estimate:
     """Coverage by synthetic images over that by as many other real images; 1 if they are as varied, can exceed 1.
 
     Coverage grows with the number of images and so needs a limit of its own at each; this does not: by 60, 300 and
     1,000 images of the distribution of 500 real ones coverage is .43, .91 and 1.00, relative coverage 1.00 each time.
-    Both must be of the same real images, by equally many images. The interval takes the shares as independent; as
-    both count the same real images it is rather too wide. NaN with n = 0 where control covers nothing.
+    Both must be of the same real images, each by `n_images` (none: as many as real ones). Few images decide over many
+    real ones at once, so that with fewer than the real ones both shares count as shares of `n_images`; of 60 images
+    for 500 real ones the interval then holds 1 in 100 of 100, otherwise in 73-86. NaN with n = 0 where control may
+    cover nothing.
     Raises: ValueError if the two are not of equally many real images.
     Source: MOVER-R, Donner & Zou, Stat. Methods Med. Res. 21:347 (2012), eq. 8, doi:10.1177/0962280210383082.
     """
@@ -104,9 +108,11 @@ def relative_coverage(synthetic_coverage: Estimate, control_coverage: Estimate) 
         raise ValueError(
             f"relative_coverage: want equally many real images, got {synthetic_coverage.n} and {control_coverage.n}"
         )
-    if not control_coverage.low > 0:
+    if not _as_of(n_images or control_coverage.n, control_coverage).low > 0:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    (share, low, high, n), (control, control_low, control_high, _) = synthetic_coverage, control_coverage
+    (share, low, high, n), (control, control_low, control_high, _) = (
+        _as_of(n_images or coverage.n, coverage) for coverage in (synthetic_coverage, control_coverage)
+    )
     product = share * control
     own, other = low * (2 * share - low), control_high * (2 * control - control_high)
     # At no coverage both ends of the fraction are 0.
@@ -114,6 +120,13 @@ def relative_coverage(synthetic_coverage: Estimate, control_coverage: Estimate) 
     own, other = high * (2 * share - high), control_low * (2 * control - control_low)
     high_end = (product + math.sqrt(max(product**2 - own * other, 0.0))) / other
     return Estimate(share / control, low_end, high_end, n)
+
+
+def _as_of(n: int, share: Estimate) -> Estimate:
+    """A share with the wider interval of n units, if they are fewer."""
+    wider = math.sqrt(max(1.0, share.n / n))
+    low, high = share.value - wider * (share.value - share.low), share.value + wider * (share.high - share.value)
+    return Estimate(share.value, max(0.0, low), min(1.0, high), min(n, share.n))
 
 
 def _float64(

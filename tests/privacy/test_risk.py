@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, chi2_contingency
+from scipy.stats import binomtest, chi2_contingency, norm
 
 from pipeline import seeds
 from pipeline.estimate import Estimate
 from pipeline.privacy.risk import (
     clustered,
+    control_threshold,
     difference,
+    excess_over_control,
     learned_rate,
     most_frequent_neighbour,
     ratio_by_group,
+    ratio_over_control,
     two_proportion_p,
     wilson,
 )
@@ -164,3 +167,73 @@ def test_the_most_frequent_neighbour_of_equals_is_the_first_by_name() -> None:
 def test_an_estimate_survives_strict_json(estimate: Estimate) -> None:
     text = json.dumps(estimate.as_dict(), allow_nan=False)
     assert Estimate.from_dict(json.loads(text)) == pytest.approx(estimate, nan_ok=True)
+
+
+def test_the_threshold_lies_between_order_statistics_of_the_binomial() -> None:
+    # Bin(100, .05) has its 2.5th and 97.5th percentile at 1 and 10: the ends are the largest score and the 11th.
+    limit = control_threshold(np.arange(1, 101) / 100, 95.0)
+    assert limit == pytest.approx((0.96, 0.9, 1.0))
+
+
+def test_forty_control_scores_cannot_bound_their_95th_percentile_from_above() -> None:
+    assert control_threshold(np.arange(40.0), 95.0).high == math.inf
+
+
+def test_ten_identical_images_of_each_control_patient_widen_the_threshold() -> None:
+    values = np.arange(100) / 100
+    alone, ten_times = (
+        control_threshold(values, 80.0),
+        control_threshold(np.repeat(values, 10), 80.0, np.arange(1000) // 10),
+    )
+    assert ten_times == pytest.approx(alone, abs=0.025)
+    as_images = control_threshold(np.repeat(values, 10), 80.0)
+    assert as_images.high - as_images.low < 0.5 * (alone.high - alone.low)
+
+
+def test_a_ratio_carries_the_error_of_its_threshold() -> None:
+    control, made = np.arange(1, 101) / 100, np.arange(200) / 200
+    # Of 200 images 8 reach .96, 20 reach .90 and none reaches 1.
+    own = wilson(8, 200)
+    ratio = ratio_over_control(made, control, 95.0)
+    assert (ratio.value, ratio.n) == (0.04, 200)
+    assert ratio.low == pytest.approx(max(0.0, 0.04 - math.hypot(0.04 - own.low, 0.04)))
+    assert ratio.high == pytest.approx(0.04 + math.hypot(own.high - 0.04, 0.06))
+
+
+def test_what_a_threshold_does_to_both_does_not_widen_their_difference() -> None:
+    control, same = np.arange(1, 101) / 100, np.arange(200) / 200
+    excess = excess_over_control(same, same, control, 95.0)
+    assert excess == difference(wilson(8, 200), wilson(8, 200))
+
+
+def test_without_control_scores_a_ratio_is_unknown() -> None:
+    nothing, some = np.array([]), np.array([0.5])
+    assert ratio_over_control(some, nothing, 95.0)[1:] == (0.0, 1.0, 0)
+    assert excess_over_control(some, some, nothing, 95.0)[1:] == (-1.0, 1.0, 0)
+
+
+def unseen(random: np.random.Generator, n: int, images_each: int) -> tuple[np.ndarray, np.ndarray]:
+    """Standard normal scores and their patients; half of the variance is the patient's."""
+    patients = np.arange(n) // images_each
+    return random.normal(0, 0.5**0.5, n)[patients] + random.normal(0, 0.5**0.5, n), patients
+
+
+@pytest.mark.parametrize("images_each", [1, 3])
+@pytest.mark.parametrize(("sizes", "most"), [((1300, 1560, 1500), 0.985), ((60, 40, 300), 1.0)])
+@pytest.mark.parametrize("shift", [-0.4, 0.0, 1.5])
+def test_ratios_and_excess_hold_the_truth_of_all_strangers(
+    sizes: tuple[int, int, int], most: float, images_each: int, shift: float
+) -> None:
+    random = seeds.numpy_generator(0, "over control", shift, images_each)
+    truth = float(norm.sf(norm.ppf(0.95) - shift))
+    held = np.zeros(3)
+    for _ in range(300):
+        (control, of_control), (test, of_test) = (unseen(random, n, images_each) for n in sizes[:2])
+        made = random.normal(shift, 1, sizes[2])
+        ratio = ratio_over_control(made, control, 95.0, control_clusters=of_control)
+        excess = excess_over_control(made, test, control, 95.0, test_clusters=of_test, control_clusters=of_control)
+        plain = wilson(int(np.sum(made >= np.percentile(control, 95, method="higher"))), len(made))
+        held += covers(ratio, truth), covers(excess, truth - 0.05), covers(plain, truth)
+    assert (held[:2] / 300 >= 0.95 - 0.035).all()  # under 95 % by three standard errors
+    assert (held[:2] / 300 <= most).all()
+    assert held[2] / 300 < 0.93

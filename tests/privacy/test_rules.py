@@ -14,7 +14,7 @@ from scipy.stats import false_discovery_control
 
 from pipeline import seeds
 from pipeline.config import ConfigError, FdrRule, Filter, FixedRule, PercentileRule, RecallRule
-from pipeline.privacy.rules import Decision, filter_table, threshold, within_cap
+from pipeline.privacy.rules import Decision, filter_table, none_shown, one_a_patient, threshold, within_cap
 from pipeline.tables import FILTERED, SCORES, SchemaError
 
 NONE = np.array([])
@@ -49,7 +49,7 @@ def fdr(q: float) -> Filter:
 
 def filtered_by(table: pa.Table, rule: Filter, **calibration: np.ndarray) -> tuple[pa.Table, Decision]:
     """The filtered table of images that show nothing."""
-    return filter_table(table, rule, shown=np.zeros((len(table), 1), bool), **calibration)
+    return filter_table(table, rule, shown=np.zeros((len(table), 1), np.int8), **calibration)
 
 
 def test_every_row_comes_back_in_order_with_its_reason() -> None:
@@ -144,7 +144,7 @@ def test_the_recall_rule_keeps_its_word() -> None:
 
 
 def test_too_few_same_patient_scores_say_how_many_are_needed() -> None:
-    with pytest.raises(ConfigError, match=r"at least 59 same-patient scores .* got 58"):
+    with pytest.raises(ConfigError, match=r"at least 59 patients with same-patient scores .* got 58"):
         threshold(recall(0.95), NONE, control=CONTROL, same_patient=np.ones(58))
 
 
@@ -217,28 +217,133 @@ def test_a_missing_calibration_score_is_refused_and_keeps_nothing(name: str) -> 
 
 def test_every_guarantee_tells_what_it_flags_on_both_groups() -> None:
     decision = threshold(percentile(80), NONE, control=CONTROL, same_patient=np.array([0.9, 0.2]))
-    assert "Flags 20.0% of 20 control images" in decision.guarantee
+    assert "Flags 20.0% of 20 control images of 20 patients" in decision.guarantee
     assert "50.0% of 2 same-patient images" in decision.guarantee
     assert "misses" in decision.guarantee
 
 
 def test_a_finding_keeps_no_more_images_than_its_cap_and_the_safest_of_them() -> None:
     rule = Filter(rule="fixed", fixed=FixedRule(threshold=0.5), max_per_class=1)
-    shown = np.array([[1, 0], [1, 0], [0, 1], [1, 1], [0, 0], [0, 0], [1, 0]], bool)
-    table = scores(0.3, 0.1, 0.4, 0.2, 0.2, 0.1, 0.9)
+    shown = np.array([[1, 0], [1, 0], [0, 1], [1, 1], [0, 0], [0, 0], [1, 0], [0, -1]], np.int8)
+    table = scores(0.3, 0.1, 0.4, 0.2, 0.2, 0.1, 0.9, 0.45)
     filtered, _ = filter_table(table, rule, control=CONTROL, same_patient=SAME, shown=shown)
-    # 0.2 shows a finding that is full and one with room, so it stays and takes that room from 0.4.
+    # 0.2 shows a finding that is full, so it goes and leaves the other one's room to 0.4; 0.45 is in no class.
     surplus, over = "more than wanted of its findings", "over the threshold"
-    assert filtered["reason"].to_pylist() == [surplus, "kept", surplus, "kept", surplus, "kept", over]
+    assert filtered["reason"].to_pylist() == [surplus, "kept", "kept", surplus, surplus, "kept", over, "kept"]
 
 
-@given(st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.booleans()), max_size=30), st.integers(1, 5))
-def test_a_cap_drops_nothing_that_has_room_and_leaves_every_class_up_to_it(
-    rows: list[tuple[float, bool, bool]], most: int
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(-1, 1), st.integers(-1, 1)), max_size=30), st.integers(1, 5))
+def test_a_cap_is_never_exceeded_and_drops_only_what_has_a_full_finding(
+    rows: list[tuple[float, int, int]], most: int
 ) -> None:
     values = np.array([row[0] for row in rows])
-    shown = np.array([row[1:] for row in rows], bool).reshape(-1, 2)
+    shown = np.array([row[1:] for row in rows], np.int8).reshape(-1, 2)
     stays = within_cap(values, shown, most)
-    classes = np.column_stack([shown, ~shown.any(1)])
-    assert (classes[stays].sum(0) >= np.minimum(classes.sum(0), most)).all()
-    assert stays.all() or (classes.sum(0) > most).any()
+    classes = np.column_stack([shown == 1, none_shown(shown)])
+    assert (classes[stays].sum(0) <= most).all()
+    full = classes[stays].sum(0) == most
+    assert (classes[~stays] & full).any(1).all()
+
+
+def test_only_labels_that_are_all_absent_show_none() -> None:
+    labels = np.array([[0, 0], [0, -1], [-1, -1], [0, 1], [-1, 1]], np.int8)
+    assert none_shown(labels).tolist() == [True, False, False, False, False]
+    assert none_shown(np.zeros((3, 0), np.int8)).tolist() == [False] * 3
+
+
+def test_one_image_a_patient_is_drawn_evenly_whatever_the_order_of_rows() -> None:
+    values, patients = np.array([0.1, 0.2, 0.3, 0.9]), np.array(["b", "b", "b", "a"])
+    drawn = np.array([one_a_patient(values, patients, seeds.numpy_generator(i, "lot")) for i in range(900)])
+    assert (drawn[:, 0] == 0.9).all()
+    # 300 expected of each, standard error 14
+    assert np.unique(drawn[:, 1], return_counts=True)[1] == pytest.approx([300] * 3, abs=45)
+    order = [2, 3, 0, 1]
+    turned = one_a_patient(values[order], patients[order], seeds.numpy_generator(5, "lot"))
+    assert turned.tolist() == drawn[5].tolist()
+
+
+def test_a_patient_counts_once_however_many_images_it_has() -> None:
+    # 60 patients: 59 with one image at .5, one with 941 images at .9; at recall .95 one of 60 may not be missed.
+    values = np.concatenate([np.full(59, 0.5), np.full(941, 0.9)])
+    patients = np.concatenate([np.arange(59), np.full(941, 59)])
+    chooser = seeds.numpy_generator(0, "lot")
+    decision = threshold(
+        recall(0.95), NONE, control=NONE, same_patient=values, same_patients=patients, chooser=chooser
+    )
+    assert (decision.threshold, decision.n) == (0.5, 60)
+    assert threshold(recall(0.9), NONE, control=NONE, same_patient=values).threshold == 0.9
+    assert "60 probed ones" in decision.guarantee and "1,000 same-patient images of 60 patients" in decision.guarantee
+
+
+def test_as_many_of_the_probed_images_are_caught_even_if_they_are_one_patients() -> None:
+    values = np.concatenate([np.full(99, 0.9), np.full(101, 0.1)])
+    patients = np.concatenate([np.arange(99), np.full(101, 99)])
+    chooser = seeds.numpy_generator(0, "lot")
+    decision = threshold(
+        recall(0.9), NONE, control=NONE, same_patient=values, same_patients=patients, chooser=chooser
+    )
+    assert decision.threshold == 0.1
+
+
+def test_several_images_of_a_patient_need_a_chooser() -> None:
+    with pytest.raises(ValueError, match="want a chooser"):
+        threshold(percentile(80), NONE, control=CONTROL, same_patient=SAME, control_patients=np.arange(20) // 2)
+
+
+def test_too_few_patients_are_refused_however_many_images_they_have() -> None:
+    same, patients = np.ones(580), np.repeat(np.arange(58), 10)
+    with pytest.raises(ConfigError, match=r"at least 59 patients .* got 58"):
+        threshold(
+            recall(0.95),
+            NONE,
+            control=NONE,
+            same_patient=same,
+            same_patients=patients,
+            chooser=seeds.numpy_generator(0, "lot"),
+        )
+
+
+def heavy_tailed(random: np.random.Generator, shift: float) -> tuple[np.ndarray, np.ndarray]:
+    """Patient and score of each image of 260 patients: 3 % have half of the images and `shift` higher scores."""
+    kind = random.choice(3, 260, p=[0.888, 0.08, 0.032])
+    sizes = random.integers(np.array([1, 4, 30])[kind], np.array([4, 13, 101])[kind])
+    level = random.normal(0, 0.7, 260) + np.where(kind == 2, shift, 0)
+    patients = np.repeat(np.arange(260), sizes)
+    return patients, level[patients] + random.normal(0, 0.7, len(patients))
+
+
+@pytest.mark.parametrize("shift", [-1.5, 0, 1.5])
+@pytest.mark.parametrize("wanted", [0.6, 0.9, 0.95])
+def test_the_recall_rule_keeps_its_word_by_patient_where_a_few_have_most_images(shift: float, wanted: float) -> None:
+    random = seeds.numpy_generator(0, "heavy", shift)
+    failed = failed_by_image = 0
+    patients, values = heavy_tailed(random, shift)
+    of_patient = np.split(values, np.flatnonzero(np.diff(patients)) + 1)
+    for _ in range(300):
+        drawn = random.integers(0, 260, 260)  # a cohort like this one
+        same = np.concatenate([of_patient[i] for i in drawn])
+        names = np.repeat(np.arange(260), [len(of_patient[i]) for i in drawn])
+        calibration = {"control": NONE, "same_patient": same}
+        by_patient = threshold(recall(wanted), NONE, **calibration, same_patients=names, chooser=random).threshold
+        by_image = threshold(recall(wanted), NONE, **calibration).threshold
+        assert by_patient is not None and by_image is not None
+        failed += np.mean([np.mean(images >= by_patient) for images in of_patient]) < wanted
+        failed_by_image += np.mean(values >= by_image) < wanted
+    assert failed / 300 <= 0.05 + 0.025  # two standard errors of the simulation
+    assert failed_by_image / 300 > 0.075
+
+
+def test_strangers_with_several_images_count_once() -> None:
+    random = seeds.numpy_generator(0, "several")
+    held = held_by_image = 0
+    patients = np.repeat(np.arange(100), 4)
+    for _ in range(400):
+        control = np.repeat(random.random(100), 4)  # the images of a patient score alike
+        for grouping in ({"control_patients": patients, "chooser": random}, {}):
+            decision = threshold(percentile(80), NONE, control=control, same_patient=NONE, **grouping)
+            found = re.findall(r"between (\S+)% and (\S+)%", decision.guarantee)[0]
+            assert decision.threshold is not None
+            holds = float(found[0]) / 100 <= 1 - decision.threshold <= float(found[1]) / 100
+            held, held_by_image = (held + holds, held_by_image) if grouping else (held, held_by_image + holds)
+    assert held / 400 >= 0.92
+    assert held_by_image / 400 < 0.8

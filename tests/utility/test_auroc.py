@@ -143,3 +143,31 @@ def test_paired_resamples_make_retention_sharper_than_either_auroc():
     macro = bootstrap_auroc(labels, scores, patients, FINDINGS, n_resamples=300, seed=0)["macro"]
     assert ratio.value == pytest.approx(macro_auroc(labels, blurred) / macro_auroc(labels, scores))
     assert ratio.high - ratio.low < (macro.high - macro.low) / macro.value
+
+
+def test_a_student_that_guesses_retains_nothing_above_chance():
+    labels, scores, patients = cohort(200, 1, seed=7)
+    guesses = np.random.default_rng(0).normal(size=scores.shape)
+    plain, above = (
+        retention(labels, guesses, scores, patients, n_resamples=300, seed=0, above_chance=above)
+        for above in (False, True)
+    )
+    assert plain.value > 0.5
+    assert above.low < 0 < above.high
+    macros = macro_auroc(labels, guesses), macro_auroc(labels, scores)
+    assert above.value == pytest.approx((macros[0] - 0.5) / (macros[1] - 0.5))
+    assert above.n == 200
+
+
+def test_a_classifier_retains_all_of_itself_above_chance_too():
+    labels, scores, patients = cohort(50, 2, seed=5)
+    all_of_it = retention(labels, scores, scores, patients, n_resamples=50, seed=0, above_chance=True)
+    assert all_of_it[:3] == (1.0, 1.0, 1.0)
+
+
+def test_retention_of_a_reference_at_chance_is_not_measured():
+    labels, scores, patients = cohort(60, 1, seed=8)
+    guesses = np.random.default_rng(1).normal(size=scores.shape)
+    ratio = retention(labels, scores, guesses, patients, n_resamples=200, seed=0, above_chance=True)
+    assert np.isnan(ratio[:3]).all() and ratio.n == 0
+    assert set(ratio.as_dict().values()) == {None, 0}

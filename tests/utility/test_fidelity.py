@@ -10,7 +10,9 @@ from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from pipeline.utility.fidelity import fid, kid, manifold
+from pipeline.estimate import Estimate
+from pipeline.report import relative_reduction
+from pipeline.utility.fidelity import fid, kid, manifold, relative_coverage
 
 
 def gaussian(n: int, seed: int, mean: float = 0.0, sd: float = 1.0, d: int = 8) -> np.ndarray:
@@ -117,3 +119,38 @@ def test_estimates_depend_on_the_seed_only_through_their_interval():
     assert kid(real, synthetic, seed=1) == kid(real, synthetic, seed=1)
     assert fid(real, synthetic, seed=1).value == fid(real, synthetic, seed=2).value
     assert fid(real, synthetic, seed=1).low != fid(real, synthetic, seed=2).low
+
+
+def test_relative_coverage_is_the_ratio_with_the_interval_of_the_reports_reduction():
+    synthetic, control = Estimate(0.6, 0.5, 0.7, 100), Estimate(0.8, 0.7, 0.9, 100)
+    ratio, reduction = relative_coverage(synthetic, control), relative_reduction(control, synthetic)
+    assert (ratio.value, ratio.n) == (pytest.approx(0.75), 100)
+    assert (ratio.low, ratio.high) == pytest.approx((1 - reduction.high, 1 - reduction.low))
+
+
+def test_no_coverage_at_all_is_none_of_the_controls():
+    ratio = relative_coverage(Estimate(0.0, 0.0, 0.04, 100), Estimate(0.8, 0.7, 0.9, 100))
+    assert ratio[:2] == (0.0, 0.0)
+    assert 0.04 < ratio.high < 0.06
+
+
+def test_relative_coverage_of_a_control_that_covers_nothing_is_not_measured():
+    ratio = relative_coverage(Estimate(0.5, 0.4, 0.6, 100), Estimate(0.0, 0.0, 0.1, 100))
+    assert np.isnan(ratio[:3]).all() and ratio.n == 0
+
+
+def test_coverages_of_different_real_images_are_refused():
+    with pytest.raises(ValueError, match="got 100 and 99"):
+        relative_coverage(Estimate(0.5, 0.4, 0.6, 100), Estimate(0.5, 0.4, 0.6, 99))
+
+
+@pytest.mark.parametrize(("n_images", "repeats"), [(60, 40), (300, 20), (1000, 10)])
+def test_relative_coverage_of_real_images_is_one_at_any_number_of_them(n_images: int, repeats: int):
+    real = gaussian(500, 0)
+    ratios = []
+    for seed in range(repeats):
+        other, unseen = (gaussian(n_images, 1 + 2 * seed + i) for i in (0, 1))
+        shares = [manifold(real, images, neighbours=5).coverage for images in (other, unseen)]
+        ratios.append(relative_coverage(*shares, n_images))
+    assert np.mean([ratio.value for ratio in ratios]) == pytest.approx(1.0, abs=0.03)
+    assert np.mean([ratio.low <= 1 <= ratio.high for ratio in ratios]) >= 0.85

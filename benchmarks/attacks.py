@@ -1,0 +1,168 @@
+"""Does a release deserve the word? The attacks of a finished store, for a provider before a release.
+
+    python -m benchmarks.attacks jobs/recipes/phantom.yaml --store runs/demo
+
+Tries to trace released images, order and membership to private rows with everything that is public (program,
+recipe, seed) and with other guesses of the seed; the store's secret is the positive control: with it, all must be
+found. Counts released rows that fewer than k patients share, and repeats what the run itself measured: who is told to
+be a member, how far the judges see, and what the gate said. Prints JSON, and a table on stderr. Reads `private/`: it
+is for the custodian.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc  # pyright: ignore
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import images, package, plan, secret
+from pipeline.artifact import Artifact, Store
+from pipeline.cohorts import splits
+from pipeline.config import Recipe, read
+from pipeline.estimate import Estimate, recalls
+from pipeline.generators import autoencoder, folder
+from pipeline.privacy import tracing
+from pipeline.scan import rows_below_k
+from pipeline.seeds import Origin, numpy_generator, row_seed
+
+N_GUESSES = 20
+"""Seeds of the first 2^32 that are tried beside the published one."""
+
+
+class Truth(NamedTuple):
+    """What only the custodian knows of a store."""
+
+    recipe: Recipe
+    made: Mapping[str, Artifact]
+    rows: list[str]
+    """Names of all sampled rows, in the order of the plan."""
+    kept: np.ndarray
+    """Position in `rows` of each image of the kept set, in its order."""
+    latents: torch.Tensor
+    """Of the released images, by the released autoencoder."""
+
+
+def main(recipe: Recipe, store: Store, n_guesses: int = N_GUESSES) -> dict[str, Any]:
+    """Every attack with its control; raises KeyError if the store's run is not finished."""
+    made = {line.task.name: line.artifact for line in plan.plan(recipe, store) if line.artifact is not None}
+    truth = _truth(recipe, made, store)
+    own, published = secret.run_origin(recipe, store), recipe.seed
+    drawn = numpy_generator(0, "guesses").integers(0, 2**32, n_guesses).tolist()
+    guesses: dict[str, list[Origin]] = {"secret": [own], "published seed": [published], "other seeds": drawn}
+    attacks = {
+        name: {who: _most(attack(truth, guess) for guess in origins) for who, origins in guesses.items()}
+        for name, attack in (("noise", _by_noise), ("order", _by_order), ("split", _by_split))
+    }
+    metrics = json.loads((made["evaluate"].local() / "metrics.json").read_text())
+    return {
+        "chance": {"noise": 1 / len(truth.rows), "order": 1 / len(truth.kept), "split": _train_share(truth)},
+        "attacks": attacks,
+        "rows_below_k": rows_below_k(recipe, made, made["release/candidate"].local() / "package"),
+        "membership": {key: value for key, value in metrics.items() if "membership" in key or "/gap" in key},
+        "judges": {network: _worst(metrics, network) for network in ("filter_network", "auditor")},
+        "verdicts": made["release"].facts["verdicts"],
+        "cleared": made["release"].facts["cleared"],
+    }
+
+
+def _truth(recipe: Recipe, made: Mapping[str, Artifact], store: Store) -> Truth:
+    rounds = [made[name] for name in sorted(made) if name.startswith("sample/")]
+    rows = pa.concat_tables([artifact.table("plan", ["row_id"]) for artifact in rounds])["row_id"].to_pylist()
+    (decided,) = [made[name] for name in made if name == f"filter/{len(rounds) - 1}"]
+    chosen = set(decided.table(columns=["row_id"], where=pc.field("keep"))["row_id"].to_pylist())
+    kept = [position for position, name in enumerate(rows) if name in chosen]
+    released = made["release/candidate"].local() / "package"
+    with folder.quiet():
+        vae = autoencoder.load(released / "student" / "vae")
+    latents = autoencoder.encode(vae, images.to_torch(package.read_images(released / "dataset")))
+    return Truth(recipe, made, rows, _laid_out(rows, kept, secret.run_origin(recipe, store)), latents)
+
+
+def _laid_out(rows: Sequence[str], kept: Sequence[int], origin: Origin) -> np.ndarray:
+    """The kept rows in the order that an origin gives them."""
+    return np.array(kept)[np.argsort([row_seed(origin, "kept", rows[position]) for position in kept])]
+
+
+def _by_noise(truth: Truth, origin: Origin) -> Estimate:
+    """Released images against the noise of every row, seen through the released autoencoder."""
+    seeds = [row_seed(origin, "sample", name) for name in truth.rows]
+    shape, flat = tuple(truth.latents.shape[1:]), truth.latents.flatten(1).double().numpy()
+    return tracing.traced(flat, seeds, shape, truth.kept[: len(flat)]).first
+
+
+def _by_order(truth: Truth, origin: Origin) -> Estimate:
+    return tracing.order_agreement(_laid_out(truth.rows, np.sort(truth.kept).tolist(), origin), truth.kept)
+
+
+def _by_split(truth: Truth, origin: Origin) -> Estimate:
+    """From a list of patients with their numbers of images: who was trained on?"""
+    ingest = truth.recipe.ingest
+    everybody = truth.made["ingest"].table("records", ["patient_id", "patient_images", "split"])
+    n_images = dict(zip(everybody["patient_id"].to_pylist(), everybody["patient_images"].to_pylist(), strict=True))
+    names = _names(truth)
+    patients = [names[patient] for patient, n in n_images.items() for _ in range(n)]
+    guess = splits.assign(patients, ingest.splits, origin, {})
+    train = pc.equal(everybody["split"], "train")
+    members = {names[patient] for patient in everybody.filter(train)["patient_id"].to_pylist()}
+    return tracing.split_agreement({name for name, split in guess.items() if split == "train"}, members)
+
+
+def _names(truth: Truth) -> dict[str, str]:
+    """Pseudonym -> the patient's name in the hospital's table."""
+    ingest = truth.made["ingest"]
+    hashed = ingest.table("records", ["row_id", "patient_id"])
+    named = ingest.table("identities", ["row_id", "patient"])
+    assert hashed["row_id"].equals(named["row_id"])
+    return dict(zip(hashed["patient_id"].to_pylist(), named["patient"].to_pylist(), strict=True))
+
+
+def _train_share(truth: Truth) -> float:
+    return truth.recipe.ingest.splits.train
+
+
+def _most(found: Any) -> dict[str, Any]:
+    """The most successful of several guesses."""
+    return max(found, key=lambda estimate: estimate.value).as_dict()
+
+
+def _worst(metrics: Mapping[str, Any], network: str) -> dict[str, Any]:
+    estimates = {key: Estimate.from_dict(value) for key, value in metrics.items()}
+    at_demanded = {kind: series[1.0] for kind, series in recalls(estimates, network).items() if 1.0 in series}
+    return {kind: found.as_dict() for kind, found in sorted(at_demanded.items(), key=lambda item: item[1].value)}
+
+
+def _table(result: Mapping[str, Any]) -> Table:
+    table = Table("attack", "who guesses", "found", "by chance", box=None, padding=(0, 2))
+    for column in table.columns:
+        column.no_wrap = True
+    for name, by_origin in result["attacks"].items():
+        for who, found in by_origin.items():
+            share = f"{found['value']:.2%} [{found['low']:.2%}, {found['high']:.2%}], n {found['n']:,}"
+            table.add_row(name, who, share, f"{result['chance'][name]:.2%}")
+    for key, found in result["membership"].items():
+        if key.endswith("_auc") and found["value"] is not None:
+            table.add_row(key, "", f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]", "0.50")
+    table.add_row("rows below k", "", f"{result['rows_below_k']:,}", "")
+    return table
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--store", required=True)
+    parser.add_argument("--guesses", type=int, default=N_GUESSES)
+    given = parser.parse_args()
+    outcome = main(read(given.recipe), Store(given.store), given.guesses)
+    Console(stderr=True, width=120).print(_table(outcome))
+    print(json.dumps(outcome, indent=1))
+    sys.exit(0)

@@ -1,0 +1,81 @@
+"""Can a released image be traced to the row that it came from? Attacks that need a guess of where chance came from.
+
+*Noise.* An image remembers the noise that its sampling began with. Whoever can compute the noises of all rows takes
+the one that correlates best, and has the row; rows of one record stand together, so that images are grouped by
+patient, in the order of the hospital's table. *Order.* Whoever can compute in which order the kept rows were laid out
+reads the row off the position. *Split.* Whoever can compute the splits knows from a list of patients who was trained
+on. All three are as good as chance where the origin is a secret. Axis letters: n released images, m rows of the plan,
+d values of a latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+
+from pipeline.estimate import Estimate
+from pipeline.privacy.risk import wilson
+
+BLOCK_ROWS = 512
+
+
+class Traced(NamedTuple):
+    """What an attack by noise came to."""
+
+    first: Estimate
+    """Share of images whose own row is the best of all; guessing finds one over the number of rows."""
+    own: float
+    """Mean correlation of an image with the noise of its own row under the guess."""
+    n_rows: int
+    """Rows that were to choose from."""
+
+
+def traced(
+    latents: Float[np.ndarray, "n d"],
+    seeds: Sequence[int],
+    shape: tuple[int, ...],
+    truth: Int64[np.ndarray, " n"],
+) -> Traced:
+    """Which row's noise each image resembles most; `seeds` are the guessed ones of all m rows, `truth` the real rows.
+
+    The seeds are those of torch's CPU generator, which knows 32 bits of each: with all 2^32 streams at hand an
+    attacker finds an image's stream, but not whose it is. Cost: n x m correlations.
+    """
+    images, best, top = _standardised(latents), np.full(len(latents), -np.inf), np.zeros(len(latents), np.int64)
+    own = np.zeros(len(latents))
+    for start in range(0, len(seeds), BLOCK_ROWS):
+        noises = _standardised(_noises(seeds[start : start + BLOCK_ROWS], shape))
+        correlations = images @ noises.T / images.shape[1]
+        column = correlations.argmax(1)
+        value = correlations[np.arange(len(images)), column]
+        top = np.where(value > best, column + start, top)
+        best = np.maximum(best, value)
+        here = (truth >= start) & (truth < start + len(noises))
+        own[here] = correlations[here, truth[here] - start]
+    hits = top == truth
+    return Traced(wilson(int(hits.sum()), len(hits)), float(own.mean()), len(seeds))
+
+
+def order_agreement(guess: Int64[np.ndarray, " n"], truth: Int64[np.ndarray, " n"]) -> Estimate:
+    """Share of released positions at which the guessed row is the real one."""
+    hits: Bool[np.ndarray, " n"] = guess == truth
+    return wilson(int(hits.sum()), len(hits))
+
+
+def split_agreement(guessed: set[str], members: set[str]) -> Estimate:
+    """Share of the patients guessed to be trained on who were; guessing at random reaches the share of the split."""
+    return wilson(len(guessed & members), len(guessed))
+
+
+def _noises(seeds: Sequence[int], shape: tuple[int, ...]) -> Float[np.ndarray, "m d"]:
+    drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
+    return torch.stack(drawn).flatten(1).numpy().astype(np.float64)
+
+
+def _standardised(rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
+    centred = rows - rows.mean(1, keepdims=True)
+    return centred / np.maximum(centred.std(1, keepdims=True), 1e-9)

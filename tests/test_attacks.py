@@ -1,0 +1,61 @@
+"""Nothing in a release can be traced to the row it came from with all that is public and any guess of the rest.
+
+Each attack has its positive control: with the store's secret it finds everything.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from running import RECIPE
+
+from benchmarks import attacks
+from pipeline.artifact import Store
+from pipeline.config import read
+from pipeline.privacy import tracing
+from pipeline.seeds import row_seed
+
+SHAPE = (4, 6, 6)
+
+
+@pytest.fixture(scope="module")
+def attacked(finished_store: Path) -> dict[str, Any]:
+    return attacks.main(read(RECIPE), Store(finished_store), n_guesses=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", ["noise", "order", "split"])
+def test_with_the_secret_every_released_row_and_member_is_found(attacked: dict[str, Any], attack: str) -> None:
+    assert attacked["attacks"][attack]["secret"]["value"] > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["published seed", "other seeds"])
+@pytest.mark.parametrize("attack", ["noise", "order", "split"])
+def test_without_it_nobody_is_found_more_often_than_by_chance(
+    attacked: dict[str, Any], attack: str, who: str
+) -> None:
+    found = attacked["attacks"][attack][who]
+    # The best of eight guesses may stand a little over chance; a single real lead finds nearly all.
+    allowed = attacked["chance"][attack] + 4 * np.sqrt(attacked["chance"][attack] / found["n"])
+    assert found["value"] <= allowed, f"{attack} by {who}: {found}"
+
+
+@pytest.mark.slow
+def test_no_released_row_tells_what_fewer_than_k_patients_share(attacked: dict[str, Any]) -> None:
+    assert attacked["rows_below_k"] == 0
+
+
+def test_an_image_that_remembers_a_little_of_its_noise_is_traced_among_thousands_by_whoever_has_the_seeds() -> None:
+    seeds = [row_seed(7, "sample", position) for position in range(2_000)]
+    truth = np.random.default_rng(0).permutation(2_000)[:100]
+    noise = torch.stack([torch.randn(SHAPE, generator=torch.Generator().manual_seed(seeds[i])) for i in truth])
+    other = torch.randn(noise.shape, generator=torch.Generator().manual_seed(1))
+    latents = (0.5 * noise + other).flatten(1).double().numpy()
+    assert tracing.traced(latents, seeds, SHAPE, truth).first.value > 0.9
+    wrong = [row_seed(8, "sample", position) for position in range(2_000)]
+    assert tracing.traced(latents, wrong, SHAPE, truth).first.value < 0.05
