@@ -14,16 +14,16 @@ from hypothesis.extra.numpy import arrays
 
 from pipeline import images, records
 from pipeline.artifact import Artifact, Key, Store
-from pipeline.config import Prompt
 from pipeline.tables import PROMPT_PLAN, RECORDS
 
 PX = 4
-# row_id, patient, split, prompt, labels; on disk in this order, which is not that of row_id
+# row_id, patient, split, prompt, labels, and what of prompt and labels is shared; on disk in this order, which is not
+# that of row_id
 LISTED = [
-    ("r3", "zoe", "train", "60s, woman, scar", [1, 0]),
-    ("r1", "ann", "train", "60s, woman, effusion", [1, -1]),
-    ("r0", "zoe", "train", "60s, woman, effusion", [0, 0]),
-    ("r2", "bob", "test", None, [0, 1]),
+    ("r3", "zoe", "train", "60s, woman, scar", [1, 0], "woman", [1, 0]),
+    ("r1", "ann", "train", "60s, woman, effusion", [1, -1], "effusion", [1, 0]),
+    ("r0", "zoe", "train", "60s, woman, effusion", [0, 0], None, None),
+    ("r2", "bob", "test", None, [0, 1], None, None),
 ]
 
 
@@ -43,10 +43,10 @@ def ingest(tmp_path: Path) -> Artifact:
             "split": split,
             "prompt": prompt,
             "labels": labels,
-            "sex": "F",
-            "age": 60.0,
+            "shared_prompt": shared_prompt,
+            "shared_labels": shared_labels,
         }
-        for row_id, patient, split, prompt, labels in LISTED
+        for row_id, patient, split, prompt, labels, shared_prompt, shared_labels in LISTED
     ]
     draft.write_table(pa.Table.from_pylist(rows, RECORDS), "records")
     (draft.folder / "images").mkdir()
@@ -112,8 +112,15 @@ def test_labels_survive_the_way_to_lists_and_back(matrix: np.ndarray) -> None:
     assert (records.label_matrix(table.slice(len(matrix) - 1)) == matrix[-1:]).all()
 
 
-def test_prompts_that_cross_are_those_that_k_patients_share(ingest: Artifact) -> None:
-    shared, levels = records.shared_prompts(ingest, Prompt(), k=2)
-    assert shared["r0"] == shared["r1"] == "60s, woman, effusion"
-    assert shared.keys() == {"r0", "r1", "r3"} and "scar" not in shared["r3"]
-    assert sum(levels.values()) == 3 and levels["unchanged"] == 2
+def test_only_training_records_cross_with_what_is_shared_of_them_and_none_that_is_withheld(ingest: Artifact) -> None:
+    assert records.crossing(ingest).to_pylist() == [
+        {"row_id": "r1", "patient_id": "ann", "prompt": "effusion", "labels": [1, 0]},
+        {"row_id": "r3", "patient_id": "zoe", "prompt": "woman", "labels": [1, 0]},
+    ]
+
+
+def test_an_image_whose_labels_were_made_coarser_is_asked_for_with_the_coarser_prompt(ingest: Artifact) -> None:
+    assert records.asked_for(ingest).to_pylist() == [
+        {"row_id": "r1", "prompt": "effusion", "labels": [1, 0]},
+        {"row_id": "r3", "prompt": "60s, woman, scar", "labels": [1, 0]},
+    ]

@@ -126,10 +126,10 @@ def planted(network: str, exact: Estimate, near: Estimate, limit: float) -> Verd
     """Passes if every exact copy that was planted among the judged images was flagged, and near ones as demanded."""
     name, why = f"planted copies found by the {network}", "a judge that overlooks these clears anything"
     verdict = at_least(name, near, limit, why)
-    if exact.n == 0:
-        verdict = verdict._replace(verdict=UNSURE)
-    elif exact.value < 1:
-        verdict = verdict._replace(verdict=FAIL)
+    if exact.n and exact.value < 1:
+        verdict = verdict._replace(verdict=FAIL, why=why)
+    elif exact.n == 0 and verdict.verdict == PASS:
+        verdict = verdict._replace(verdict=UNSURE, why="no exact copy was judged")
     told = f"exact {_percent(exact)}; near {_percent(near)}"
     return verdict._replace(measured=told, wanted=f"exact 100%, near at least {limit:.0%}")
 
@@ -137,15 +137,15 @@ def planted(network: str, exact: Estimate, near: Estimate, limit: float) -> Verd
 def member(attack: str, auc: Estimate, null: Estimate | None, limit: float) -> Verdict:
     """Passes if the AUC's whole interval lies at or under the limit, and strangers are not told from strangers."""
     verdict = PASS if auc.high <= limit else FAIL if auc.low > limit else UNSURE
-    why = "nobody may be told to have been in the training data"
+    why = _reason(verdict, "nobody may be told to have been in the training data")
     measured = f"AUC {_decimal(auc)}"
     if null is not None:
         measured += f"; strangers among themselves {_decimal(null)}"
-        if null.n == 0 or null.low > CHANCE + NULL_SLACK:
+        if null.n == 0:
+            verdict, why = UNSURE, "whether strangers are told from strangers as well was not measured"
+        elif null.low > CHANCE + NULL_SLACK:
             verdict, why = UNSURE, "strangers are told from strangers as well, so that it says nothing of members"
-    return Verdict(
-        f"membership by {attack}", verdict, measured, f"upper bound at most {limit:.2f}", _reason(verdict, why)
-    )
+    return Verdict(f"membership by {attack}", verdict, measured, f"upper bound at most {limit:.2f}", why)
 
 
 def found_members(teacher: Estimate) -> Verdict:

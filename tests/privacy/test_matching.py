@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import config
+from pipeline.images import to_torch, to_uint8
 from pipeline.privacy import matching
-from pipeline.privacy.matching import Gallery, best_matches, different_pairs, shuffled_pairs
-from pipeline.privacy.networks import SiameseNetwork
+from pipeline.privacy.augment import blurred, moved
+from pipeline.privacy.matching import POSES, Gallery, best_matches, different_pairs, shuffled_pairs
+from pipeline.privacy.networks import SiameseNetwork, embeddings
 
 
 def network(weights: list[float], bias: float = 0.0) -> SiameseNetwork:
@@ -24,11 +26,13 @@ def gallery(vectors: list[list[float]], patients: str) -> Gallery:
     return Gallery(torch.tensor(vectors), list(patients), [f"r{i}" for i in range(len(vectors))])
 
 
-def random_case(seed: int, n: int = 9, m: int = 23) -> tuple[SiameseNetwork, torch.Tensor, Gallery]:
-    """Embeddings on a coarse grid, so that ties are common."""
+def random_case(
+    seed: int, n: int = 9, m: int = 23, n_poses: int = 1
+) -> tuple[SiameseNetwork, torch.Tensor, Gallery]:
+    """Embeddings on a coarse grid, so that ties are common; m films."""
     generator = torch.Generator().manual_seed(seed)
     model = network(torch.randint(-2, 3, (4,), generator=generator).mul(0.5).tolist(), 1.0)
-    vectors = torch.randint(0, 3, (m, 4), generator=generator) / 2
+    vectors = torch.randint(0, 3, (n_poses * m, 4), generator=generator) / 2
     patients = [f"p{code}" for code in torch.randint(0, 6, (m,), generator=generator)]
     queries = torch.randint(0, 3, (n, 4), generator=generator) / 2
     return model, queries, Gallery(vectors, patients, [f"r{i}" for i in range(m)])
@@ -37,7 +41,8 @@ def random_case(seed: int, n: int = 9, m: int = 23) -> tuple[SiameseNetwork, tor
 def by_hand(
     model: SiameseNetwork, queries: torch.Tensor, films: Gallery, allowed: np.ndarray
 ) -> tuple[list[float], list[int], list[float]]:
-    """The definition, pair by pair."""
+    """The definition, pair by pair; `allowed` is by film."""
+    n_films = len(films.patients)
     weight, bias = model.head.weight[0].tolist(), model.head.bias.item()
     logits, nearest, margins = [], [], []
     for i, query in enumerate(queries.tolist()):
@@ -45,11 +50,11 @@ def by_hand(
             bias + sum(w * abs(a - g) for w, a, g in zip(weight, query, film, strict=True))
             for film in films.embeddings.tolist()
         ]
-        open_to = [j for j in range(len(row)) if allowed[i, j]]
+        open_to = [j for j in range(len(row)) if allowed[i, j % n_films]]
         best = max(open_to, key=lambda j: (row[j], -j))
-        others = [row[j] for j in open_to if films.patients[j] != films.patients[best]]
+        others = [row[j] for j in open_to if films.patients[j % n_films] != films.patients[best % n_films]]
         logits.append(row[best])
-        nearest.append(best)
+        nearest.append(best % n_films)
         margins.append(row[best] - max(others, default=-np.inf))
     return logits, nearest, margins
 
@@ -65,9 +70,11 @@ def test_the_best_match_worked_out_by_hand() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), block=st.integers(1, 30))
-def test_every_block_size_gives_the_definition_with_the_lowest_position_of_equals(seed: int, block: int) -> None:
-    model, queries, films = random_case(seed)
+@given(seed=st.integers(0, 10**6), block=st.integers(1, 80), n_poses=st.sampled_from([1, 3]))
+def test_every_block_size_gives_the_definition_with_the_lowest_position_of_equals(
+    seed: int, block: int, n_poses: int
+) -> None:
+    model, queries, films = random_case(seed, n_poses=n_poses)
     found = best_matches(model, queries, films, block)
     logits, nearest, margins = by_hand(model, queries, films, np.ones((9, 23), bool))
     assert found.logit.tolist() == logits
@@ -76,12 +83,12 @@ def test_every_block_size_gives_the_definition_with_the_lowest_position_of_equal
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), block=st.integers(1, 30))
-def test_an_excluded_film_or_patient_is_never_found(seed: int, block: int) -> None:
-    model, queries, films = random_case(seed)
+@given(seed=st.integers(0, 10**6), block=st.integers(1, 80), n_poses=st.sampled_from([1, 3]))
+def test_an_excluded_film_or_patient_is_never_found_in_any_pose(seed: int, block: int, n_poses: int) -> None:
+    model, queries, films = random_case(seed, n_poses=n_poses)
     rng = np.random.default_rng(seed)
     row, patient = rng.integers(-1, 23, 9), rng.integers(-1, 6, 9)
-    codes = films.patient_codes.numpy()
+    codes = films.patient_codes.numpy()[:23]
     patient[patient > codes.max()] = -1
     for given_row, given_patient in ((row, None), (None, patient), (row, patient)):
         allowed = np.ones((9, 23), bool)
@@ -161,12 +168,77 @@ def test_a_query_with_every_film_excluded_is_an_error() -> None:
         best_matches(network([-1.0]), torch.zeros(1, 1), gallery([[0.1]], "a"), 4, exclude_patient=torch.tensor([0]))
 
 
-def test_a_saved_gallery_is_the_same(tmp_path) -> None:
-    films = random_case(3)[2]
+@pytest.mark.parametrize("n_poses", [1, 3])
+def test_a_saved_gallery_is_the_same_in_all_its_poses(tmp_path, n_poses: int) -> None:
+    films = random_case(3, n_poses=n_poses)[2]
     films.save(tmp_path / "gallery.parquet")
     again = Gallery.load(tmp_path / "gallery.parquet")
     assert torch.equal(again.embeddings, films.embeddings)
     assert (again.patients, again.row_ids) == (films.patients, films.row_ids)
+    assert (again.n_poses, len(again.as_they_are)) == (n_poses, 23)
+
+
+class Pixels(SiameseNetwork):
+    """A network that sees the pixels themselves, so that only a film in the same pose looks alike."""
+
+    def __init__(self) -> None:
+        super().__init__(config.Network(width=1, embedding=32**2), 32, 1)
+        torch.nn.init.constant_(self.head.weight, -0.1)
+        self.eval()
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1) / 2 + 0.5
+
+
+FILMS = to_uint8(blurred(blurred(torch.rand(12, 1, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1)))
+NAMES = [f"r{i}" for i in range(12)]
+
+
+def posed(n_poses: int) -> Gallery:
+    """Two films a patient."""
+    return Gallery.of(Pixels(), FILMS, [f"p{i // 2}" for i in range(12)], NAMES, 8, n_poses)
+
+
+def found(zoom: float, right: float, down: float, n_poses: int) -> matching.Matches:
+    """Each film looked for, moved."""
+    n = len(FILMS)
+    shift = torch.tensor([[32 * right, 32 * down]]).expand(n, 2)
+    copies = to_uint8(moved(to_torch(FILMS), shift, torch.zeros(n), torch.full((n,), zoom)))
+    model = Pixels()
+    return best_matches(model, embeddings(model, copies, 8), posed(n_poses), 5)
+
+
+def test_a_gallery_in_one_pose_is_that_of_the_films_as_they_are() -> None:
+    plain = embeddings(Pixels(), FILMS, 8)
+    assert torch.equal(posed(1).embeddings, plain)
+    for n_poses in (1, 3, 7, 11):
+        films = posed(n_poses)
+        assert torch.equal(films.as_they_are, plain) and films.n_poses == n_poses
+        assert films.patient_codes.tolist() == [i // 2 for i in range(12)] * n_poses
+
+
+@pytest.mark.parametrize("pose", POSES)
+def test_a_copy_in_a_pose_of_the_gallery_is_found_as_if_it_had_not_been_moved(pose: matching.Pose) -> None:
+    copies = found(*pose, n_poses=len(POSES))
+    torch.testing.assert_close(copies.logit, torch.full((12,), 4.0), rtol=0, atol=1e-3)
+    assert copies.nearest.tolist() == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("zoom", "right", "down"), [(1.18, 0, 0), (1 / 1.18, 0, 0), (1, 0.083, 0), (1, 0, -0.05), (1.16, 0.06, -0.06)]
+)
+def test_a_film_zoomed_or_shifted_in_between_is_found_better_in_a_posed_gallery(
+    zoom: float, right: float, down: float
+) -> None:
+    plain, in_poses = (found(zoom, right, down, n_poses) for n_poses in (1, len(POSES)))
+    assert (in_poses.logit >= plain.logit).all()
+    assert in_poses.logit.mean() > plain.logit.mean() + 1
+    assert in_poses.nearest.tolist() == list(range(12))  # positions of films, whichever pose was the nearest
+
+
+def test_random_pairs_are_of_films_as_they_are() -> None:
+    plain, in_poses = (shuffled_pairs(Pixels(), posed(n), 50, torch.Generator().manual_seed(0)) for n in (1, 11))
+    assert torch.equal(plain, in_poses)
 
 
 @settings(max_examples=30, deadline=None)
