@@ -91,7 +91,7 @@ def privacy(scores: Risk, filter_threshold: float | None) -> Metrics:
 
 
 def _ratios(scores: Risk) -> Metrics:
-    """By both networks; and the kept set's excess at a strict percentile, for near copies that a loose rule lets by."""
+    """By both networks; and the kept set's excess at a strict percentile, for near copies that slip by."""
     found: Metrics = {}
     subjects = {
         "teacher": scores.teacher,

@@ -45,7 +45,9 @@ GOOD = Evidence(
     n_below_k=0,
     n_leaks={},
 )
-CONDITIONS = config.Gate(max_excess=0.05, max_excess_strict=0.02, min_recall=0.9, min_coverage=0.3, max_membership=0.65)
+CONDITIONS = config.Gate(
+    max_excess=0.05, max_excess_strict=0.02, min_recall=0.9, min_coverage=0.3, max_membership=0.65
+)
 
 
 def judged(evidence: Evidence) -> dict[str, Verdict]:
@@ -174,9 +176,7 @@ def test_a_verdict_quotes_value_interval_n_and_limit() -> None:
     assert verdict.wanted == "at most 5.0%"
     assert at_least("coverage", wilson(0, 0), 0.3, "why").measured == "not measured"
     attack = member("loss", Estimate(0.58, 0.55, 0.61, 1200), GUESSING, 0.65)
-    assert attack.measured == (
-        "AUC 0.58 [0.55, 0.61], n 1,200; strangers among themselves 0.52 [0.48, 0.56], n 900"
-    )
+    assert attack.measured == ("AUC 0.58 [0.55, 0.61], n 1,200; strangers among themselves 0.52 [0.48, 0.56], n 900")
     assert attack.wanted == "upper bound at most 0.65"
 
 
