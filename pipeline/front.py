@@ -86,10 +86,10 @@ def over_seeds(
     side. It is at least what a single run's own interval says. Where no group has two runs, each run is returned.
 
     `whole` are the same runs where all share an error, such as that of one threshold from which all are counted: with
-    intervals that hold it, while those of `groups` do not. No spread between seeds shows it and no mean takes it away,
-    so what it adds to a run's interval, on each side and on average over the group, is added once to the half-width,
-    as a root of squares. The interval is then about the figure that one more run would have with the shared error
-    gone (a ratio counted from the percentile of all unseen patients, not of those drawn).
+    intervals that hold it, while those of `groups` do not. No spread between seeds shows it and no mean takes it
+    away, so what it adds to a run's interval, on each side and on average over the group, is added once to the
+    half-width, as a root of squares. The interval is then about the figure that one more run would have with the
+    shared error gone (a ratio counted from the percentile of all unseen patients, not of those drawn).
     Source: Hahn & Meeker, Statistical Intervals (1991), section 4.8; pooled as in a one-way analysis of variance;
     the shared error by MOVER, Zou & Donner, Stat. Med. 27:1693 (2008), doi:10.1002/sim.3095.
     """

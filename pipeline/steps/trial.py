@@ -65,13 +65,7 @@ def tasks(recipe: Recipe) -> list[Task]:
     given = ("ingest", "filter", "score/unseen", "tune/unseen")
     of_kept, galleries = ("filter/0", "score/0", "tune/scores"), ("score/gallery", "tune/gallery")
     rows: list[tuple[str, Any, dict[str, Any], tuple[str, ...], str]] = [
-        (
-            "kept/control",
-            make_kept,
-            measured,
-            (*given, "filter/0", "score/0", "tune/scores"),
-            "the kept set, measured",
-        ),
+        ("kept/control", make_kept, measured, (*given, *of_kept), "the kept set, measured"),
         ("student_images", make_student_images, sampled, ("filter", "distill"), "images of the student"),
         ("student_scores", make_student_scores, scored, (*galleries, "trial/student_images"), "their risk"),
         ("student/control", make_student, measured, (*given, *_of("student")), "its student, measured"),
