@@ -5,8 +5,9 @@ kept set itself (`tune/0`, seconds each), a short student (`tune/1`), and full o
 they are compared by is the study's own judge (`steps.judge`); the auditor is asked on the last rung alone, by whose
 word nothing is chosen, about other images of these students and on patients that no trial saw. Each rung is a Ray
 Tune experiment and an artifact: if it is killed, Ray Tune restores it, and what a trial made is found again in the
-store. A setting climbs while it may still be on the front (`front.may_be_on_front`), the most promising first. Not here: how Ray Tune runs trials (`trials`), how
-a setting is measured (`steps.trial`), the mathematics of fronts (`front`), the page (`explorer`).
+store. A setting climbs while it may still be on the front (`front.may_be_on_front`), the most promising first. Not
+here: how Ray Tune runs trials (`trials`), how a setting is measured (`steps.trial`), the mathematics of fronts
+(`front`), the page (`explorer`).
 """
 
 from __future__ import annotations

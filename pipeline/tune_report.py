@@ -225,7 +225,8 @@ def _sentence(recipe: Recipe, recommended: Tried | None, eligible: Sequence[Trie
         return (
             f"Use {parameter(recommended.settings)}: the most useful of the settings whose ratio by the study's "
             f"judge is at most {limit} with 95 % confidence, {_both(recommended.validation, JUDGED)}. Held out, "
-            f"{HELD_OUT}: {_both(recommended.test, AUDITED)}{confirmed}. It keeps {recommended.kept_frac:.0%} of the samples."
+            f"{HELD_OUT}: {_both(recommended.test, AUDITED)}{confirmed}. It keeps "
+            f"{recommended.kept_frac:.0%} of the samples."
         )
     if not eligible:
         return f"No setting could be measured to the end, so none is known to stay at most at {limit}."

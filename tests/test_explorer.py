@@ -240,11 +240,7 @@ def test_the_judge_counts_where_the_setting_was_chosen_and_the_auditor_where_it_
     own = dataclasses.replace(
         made.trials[0],
         validation=made.trials[0].validation | {"audit_ratio": wilson(999, 1000)},
-        test={
-            "judge_ratio": wilson(999, 1000),
-            "audit_ratio": wilson(21, 1000),
-            "macro_auroc": Estimate(0.8, 0.7, 0.9, 9),
-        },
+        test=made.trials[0].validation | {"judge_ratio": wilson(999, 1000), "audit_ratio": wilson(21, 1000)},
     )
     assert [mark.ratio for mark in explorer.marks([own], "validation", 1)] == [own.validation["judge_ratio"]]
     assert [mark.ratio for mark in explorer.marks([own], "test", 1)] == [own.test["audit_ratio"]]

@@ -245,7 +245,7 @@ def outcome(
     audited: float = 0.07,
     threshold_error: float = 0.0,
 ) -> Outcome:
-    """A setting as measured, with a third of a thousand samples kept; the auditor says `audited`, on the last rung."""
+    """A setting as measured, with a third of a thousand samples kept; on the last rung the auditor says `audited`."""
     settings = {"filter.rule": "percentile", "filter.percentile.percentile": 50.0 + number}
     if failed:
         return Outcome(number, settings, seed_offset, {}, failed)
