@@ -613,7 +613,8 @@ class Tune(Section):
     student_seeds: Annotated[int, Field(ge=2)] = 2
     """Full students of each setting on the highest rung; the spread between them makes the intervals."""
     max_ratio: Frac = 0.1
-    """The question: which setting is most useful while the auditor's ratio is at most this, with 95 % confidence?"""
+    """The question: which setting is most useful while the ratio by the study's own judge is at most this, with 95 %
+    confidence? What the auditor says to the answer is told beside it."""
     concurrent: Count = 2
     """Trials that run side by side."""
     mlflow: str | None = None
