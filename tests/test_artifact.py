@@ -203,15 +203,15 @@ def test_an_address_with_options_keeps_them_at_its_end() -> None:
 
 
 def test_a_store_secret_is_made_once_and_is_its_own(store: Store, tmp_path: Path) -> None:
-    secret = store.secret("private/patient.key")
+    secret = store.secret("private/secret.key")
     assert len(secret) == 32
-    assert Store(store.uri).secret("private/patient.key") == secret
-    assert Store(tmp_path / "other").secret("private/patient.key") != secret
+    assert Store(store.uri).secret("private/secret.key") == secret
+    assert Store(tmp_path / "other").secret("private/secret.key") != secret
 
 
 def test_only_its_owner_may_read_the_key_of_the_patients(tmp_path: Path) -> None:
-    Store(tmp_path).secret("private/patient.key")
-    assert (tmp_path / "private" / "patient.key").stat().st_mode & 0o077 == 0
+    Store(tmp_path).secret("private/secret.key")
+    assert (tmp_path / "private" / "secret.key").stat().st_mode & 0o077 == 0
 
 
 @contextlib.contextmanager

@@ -155,7 +155,7 @@ REFUSED = {
         keep_first_images,
         r"split identify: want 2 patients with 2 images or more, got 0 of 12",
     ),
-    "a missing key file": (changed("ingest", patient_key_file="no.key"), "patient_key_file: .* nothing at no.key"),
+    "a missing key file": (changed("ingest", key_file="no.key"), "key_file: .* nothing at no.key"),
     "a missing text encoder": (changed("teach", text={"folder": "no/t5"}), "saved model, got nothing at no/t5"),
     "a misspelt key": (changed("ingest", rot="x"), "key 'ingest.rot': want a known key, .* did you mean 'root'?"),
 }

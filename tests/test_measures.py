@@ -9,9 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import measures
+from pipeline import config, measures
+from pipeline.estimate import Estimate
 from pipeline.measures import Metrics, Risk, control_threshold
 from pipeline.privacy import risk
+from pipeline.records import Records, Synthetic
+from pipeline.utility import classifier
 
 NEAREST = "r00"
 
@@ -38,6 +41,7 @@ def scores(**changes: Any) -> Risk:
     """Control thresholds at percentile 75: 0.4 by the filter's network, 0.8 by the auditor."""
     given = {
         "control": scored([0.5, 0.1, 0.4, 0.2, 0.3], [0.2, 0.4, 0.6, 0.8, 1.0]),
+        "control_patients": np.arange(5),
         "test": scored([0.4, 0.39, 0.9, 0.1], [0.7, 0.8, 0.1, 0.1]),
         "test_patients": np.array([0, 0, 1, 2]),
         "teacher": scored(
@@ -51,11 +55,15 @@ def scores(**changes: Any) -> Risk:
         "student_private": scored([0.4, 0.3], [0.1, 0.1], prompt_row_id=["a00", "e05"]),
         "changed": pa.table(
             {
-                "kind": ["blur", "blur", "noise", "near_duplicate", "near_duplicate"],
-                "patient": [0, 1, 0, 0, 1],
-                "filter_network": pa.array([0.9, 0.2, 0.6, 0.7, 0.1], pa.float32()),
-                "auditor": pa.array([0.8, 0.8, 0.7, 0.9, 0.9], pa.float32()),
+                "kind": ["blur", "blur", "blur", "noise", "near_duplicate", "near_duplicate"],
+                "factor": [1.0, 1.0, 0.5, 1.0, 1.0, 1.0],
+                "patient": [0, 1, 0, 0, 0, 1],
+                "filter_network": pa.array([0.9, 0.2, 0.9, 0.6, 0.7, 0.1], pa.float32()),
+                "auditor": pa.array([0.8, 0.8, 0.1, 0.7, 0.9, 0.9], pa.float32()),
             }
+        ),
+        "planted": scored(
+            [0.9, 0.3, 0.4], [0.8, 0.9, 0.1], row_id=["planted-exact-000", "planted-exact-001", "planted-near-000"]
         ),
         "baseline": {
             "filter_network": np.array([0.4, 0.1, 0.1, 0.1], np.float32),
@@ -69,6 +77,7 @@ def scores(**changes: Any) -> Risk:
             "student": np.array([[1, 0]] * 4 + [[0, 1]], np.int8),
         },
         "findings": ["edema", "mass"],
+        "k": 1,
     }
     return Risk(**(given | changes))
 
@@ -105,19 +114,23 @@ def found() -> Metrics:
         ("student_private_prompts/reid_ratio_images_1", 1, 1),
         ("student_private_prompts/reid_ratio_images_30+", 0, 1),
         ("control/reid_ratio_finding_edema", 1 / 2, 2),
-        ("control/reid_ratio_finding_none", 1 / 2, 2),
+        ("control/reid_ratio_finding_none", 0 / 1, 1),  # not the one of which a label is unknown
         ("teacher/reid_ratio_finding_edema", 2 / 3, 3),
         ("teacher/reid_ratio_finding_mass", 2 / 3, 3),
         ("teacher/reid_ratio_finding_none", 1, 1),
         ("student/reid_ratio_finding_mass", 1, 1),
-        ("filter_network/near_duplicate_recall", 1 / 2, 2),
-        ("filter_network/perturbed_recall_blur", 1 / 2, 2),
-        ("filter_network/perturbed_recall_noise", 1, 1),
-        ("filter_network/perturbed_recall", 2 / 3, 3),
-        ("auditor/near_duplicate_recall", 2 / 2, 2),
-        ("auditor/perturbed_recall_blur", 2 / 2, 2),
-        ("auditor/perturbed_recall_noise", 0, 1),
-        ("auditor/perturbed_recall", 2 / 3, 3),
+        ("filter_network/recall_near_duplicate_x1", 1 / 2, 2),
+        ("filter_network/recall_blur_x1", 1 / 2, 2),
+        ("filter_network/recall_blur_x0.5", 1, 1),
+        ("filter_network/recall_noise_x1", 1, 1),
+        ("auditor/recall_near_duplicate_x1", 2 / 2, 2),
+        ("auditor/recall_blur_x1", 2 / 2, 2),
+        ("auditor/recall_blur_x0.5", 0, 1),
+        ("auditor/recall_noise_x1", 0, 1),
+        ("filter_network/planted_exact", 1 / 2, 2),
+        ("filter_network/planted_near", 1, 1),
+        ("auditor/planted_exact", 2 / 2, 2),
+        ("auditor/planted_near", 0, 1),
     ],
 )
 def test_a_privacy_metric_is_the_share_worked_out_by_hand(found: Metrics, key: str, share: float, n: int) -> None:
@@ -126,9 +139,63 @@ def test_a_privacy_metric_is_the_share_worked_out_by_hand(found: Metrics, key: s
     assert estimate.low <= estimate.value <= estimate.high
 
 
-def test_images_of_one_test_patient_do_not_count_as_independent(found: Metrics) -> None:
-    flags = np.array([True, False, True, False])
-    assert found["privacy/control/reid_ratio"] == risk.clustered(flags, np.array([0, 0, 1, 2]))
+def test_images_of_one_unseen_patient_do_not_count_as_independent(found: Metrics) -> None:
+    control, test = np.array([0.5, 0.1, 0.4, 0.2, 0.3], np.float32), np.array([0.4, 0.39, 0.9, 0.1], np.float32)
+    patients = np.array([0, 0, 1, 2])
+    of_patients = risk.ratio_over_control(test, control, 75.0, clusters=patients, control_clusters=np.arange(5))
+    assert found["privacy/control/reid_ratio"] == of_patients
+    films = scores(control_patients=np.array([0, 0, 0, 1, 1]))
+    fewer_people = measures.privacy(films, filter_threshold=0.5)["privacy/teacher/reid_ratio"]
+    assert fewer_people.low <= found["privacy/teacher/reid_ratio"].low
+
+
+def test_a_ratio_carries_the_error_of_the_threshold_that_it_counts_from() -> None:
+    rng = np.random.default_rng(0)
+    many = [scored(*rng.random((2, n)).tolist()) for n in (60, 1000)]
+    given = scores(control=many[0], control_patients=np.arange(60), student=many[1], percentile=90.0)
+    given = given._replace(shown={**given.shown, "student": np.zeros((1000, 2), np.int8)})
+    ratio = measures.privacy(given, None)["privacy/student/reid_ratio"]
+    as_drawn = risk.wilson(round(ratio.value * 1000), 1000)
+    assert ratio.high - ratio.low > 3 * (as_drawn.high - as_drawn.low)
+
+
+def test_the_surest_matches_are_those_that_one_in_a_hundred_strangers_reaches() -> None:
+    # Percentile 99 of control is 1.0 by the auditor, 75 is 0.8: only half of what is flagged there is surely a match.
+    kept = scored([0.1] * 4, [1.0, 0.9, 0.1, 0.1])
+    found = measures.privacy(scores(kept=kept), None)
+    assert found["privacy/filtered/audit_excess"].value == pytest.approx(2 / 4 - 1 / 4)
+    assert found["privacy/filtered/audit_excess_strict"].value == pytest.approx(1 / 4 - 0)
+    assert found["privacy/student/audit_excess_strict"].value == pytest.approx(0)
+
+
+def test_an_image_without_a_score_counts_as_flagged_as_nobody_cleared_it(found: Metrics) -> None:
+    student = scored([np.nan, 0.1, 0.1, 0.1, 0.8], [np.nan, 0.1, 0.1, 0.8, 0.8])
+    unscored = measures.privacy(scores(student=student), None)
+    assert unscored["privacy/student/reid_ratio"].value == pytest.approx(2 / 5)
+    assert unscored["privacy/student/audit_ratio"].value == pytest.approx(3 / 5)
+    assert unscored["privacy/student/audit_excess"].value > found["privacy/student/audit_excess"].value
+
+
+def test_a_changed_or_planted_copy_without_a_score_was_not_found() -> None:
+    changed = scores().changed.set_column(3, "filter_network", pa.array([np.nan] * 6, pa.float32()))
+    planted = scored([np.nan] * 2, [0.9] * 2, row_id=["planted-exact-000", "planted-near-000"])
+    found = measures.privacy(scores(changed=changed, planted=planted), filter_threshold=0.5)
+    assert found["privacy/filter_network/recall_blur_x1"].value == 0
+    assert found["privacy/filter_network/planted_exact"].value == 0
+
+
+def test_a_control_image_without_a_score_is_an_error_as_its_percentile_would_flag_nothing() -> None:
+    control = scored([0.5, np.nan, 0.4, 0.2, 0.3], [0.2, 0.4, 0.6, 0.8, 1.0])
+    with pytest.raises(ValueError, match="want numbers, got 1 missing of 5"):
+        measures.privacy(scores(control=control), None)
+    with pytest.raises(ValueError, match="got 0 missing of 0"):
+        control_threshold(np.array([]), 95)
+
+
+def test_a_figure_about_fewer_than_k_patients_is_not_told_by_number_of_images() -> None:
+    # Each band holds one patient.
+    found = measures.privacy(scores(k=2), None)
+    assert not [key for key in found if "ratio_images" in key]
 
 
 def test_the_control_threshold_is_a_score_that_occurs_and_rounded_up() -> None:
@@ -138,21 +205,18 @@ def test_the_control_threshold_is_a_score_that_occurs_and_rounded_up() -> None:
 
 def test_the_ratio_does_not_depend_on_the_rule_of_the_filter(found: Metrics) -> None:
     other = measures.privacy(scores(), filter_threshold=None)
-    assert {key for key in found if other[key] != found[key]} == {
-        "privacy/filter_network/near_duplicate_recall",
-        "privacy/filter_network/perturbed_recall",
-        "privacy/filter_network/perturbed_recall_blur",
-        "privacy/filter_network/perturbed_recall_noise",
-    }
-    assert other["privacy/filter_network/perturbed_recall"].value == 0  # without a threshold nothing is caught
+    kinds = ("near_duplicate_x1", "blur_x1", "blur_x0.5", "noise_x1")
+    recalls = {f"privacy/filter_network/recall_{kind}" for kind in kinds}
+    assert {key for key in found if other[key] != found[key]} == recalls
+    assert {other[key].value for key in recalls} == {0}  # without a threshold nothing is caught
 
 
 def test_the_recall_counts_a_copy_at_the_threshold_as_caught() -> None:
     at_and_under = pa.array([0.5, 0.49], pa.float32())
-    columns = {"kind": ["blur"] * 2, "patient": [0, 1], "filter_network": at_and_under, "auditor": at_and_under}
-    changed = pa.table(columns)
+    columns = {"kind": ["blur"] * 2, "factor": [1.0] * 2, "patient": [0, 1]}
+    changed = pa.table(columns | {"filter_network": at_and_under, "auditor": at_and_under})
     found = measures.privacy(scores(changed=changed), filter_threshold=0.5)
-    assert found["privacy/filter_network/perturbed_recall_blur"].value == 1 / 2
+    assert found["privacy/filter_network/recall_blur_x1"].value == 1 / 2
 
 
 def test_the_learned_rate_is_of_as_many_images_of_each_subject(found: Metrics) -> None:
@@ -185,3 +249,105 @@ def test_the_images_that_the_learned_rate_counts_are_not_those_of_the_first_trai
     found = measures.privacy(given, None)
     # 100 of 1000 samples drawn evenly meet 1 - 0.9^10 = 65 % of the rows; the first 100 meet 10 %.
     assert found["privacy/teacher/learned_rate"].value == pytest.approx(0.65, abs=0.12)
+
+
+def people(members: Sequence[float], strangers: Sequence[float], control: Sequence[float], *columns: str) -> pa.Table:
+    """A table of `probes`: the lower a score, the more like a member."""
+    parts = {"member": members, "stranger": strangers, "control": control}
+    names = [part for part, values in parts.items() for _ in values]
+    values = [value for part in parts.values() for value in part]
+    return pa.table({"part": names, "stratum": [0] * len(names)} | dict.fromkeys(columns, values))
+
+
+def test_membership_is_the_chance_that_a_members_loss_is_lower_with_strangers_against_each_other_beside() -> None:
+    low, high = np.linspace(0.1, 0.2, 60).tolist(), np.linspace(0.3, 0.4, 60).tolist()
+    mixed = np.linspace(0.1, 0.4, 60).tolist()
+    attacks = {
+        "membership_teacher": people(low, high, high, "loss"),  # every member is found
+        "membership_student": people(mixed, mixed, mixed, "loss"),  # nobody is
+        "gaps": people(low, high, low, "filter_network", "auditor"),  # the control patients are decoys
+    }
+    found = measures.membership(attacks, b"s" * 32)
+    value = {key.removeprefix("privacy/"): estimate.value for key, estimate in found.items()}
+    assert value["teacher/membership_auc"] == 1 and value["teacher/membership_tpr"] == 1
+    assert value["teacher/membership_null_auc"] == value["student/membership_auc"] == pytest.approx(0.5)
+    assert found["privacy/student/membership_auc"].low == 0.5
+    for network in ("gap", "gap_audit"):
+        assert value[f"filtered/{network}_auc"] == value[f"filtered/{network}_control_auc"] == 1
+        assert value[f"filtered/{network}_among_control_auc"] == pytest.approx(0.5)
+    assert found["privacy/teacher/membership_auc"].n == 120
+
+
+def test_an_attack_that_reads_its_score_the_wrong_way_round_is_as_good() -> None:
+    low, high = np.linspace(0.1, 0.2, 60).tolist(), np.linspace(0.3, 0.4, 60).tolist()
+    backwards = people(high, low, low, "loss", "filter_network", "auditor")
+    attacks = dict.fromkeys(("membership_teacher", "membership_student", "gaps"), backwards)
+    found = measures.membership(attacks, 0)
+    assert found["privacy/student/membership_auc"].value == found["privacy/filtered/gap_auc"].value == 1
+
+
+def of_people(labels: Sequence[Sequence[int]], patients: Sequence[int], images: np.ndarray | None = None) -> Records:
+    pixels = np.zeros((len(labels), 8, 8, 1), np.uint8) if images is None else images
+    return Records(pa.table({"row_id": []}), pixels, np.array(labels, np.int8), np.array(patients))
+
+
+def test_a_finding_that_fewer_than_k_patients_have_or_are_known_to_lack_is_left_out_by_name() -> None:
+    # `edema`: three patients have it, three lack it; `mass`: two have it, in three images; `scar`: all but one have it.
+    labels = [[1, 0, 1], [1, 1, 1], [1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0], [0, -1, -1]]
+    test = of_people(labels, [0, 1, 1, 2, 3, 4, 5])
+    test.labels[3, 0] = 1
+    some = Estimate(0.8, 0.7, 0.9, 50)
+    names = ["utility/real/auroc_{}", "adherence/student/auroc_{}", "privacy/student/reid_ratio_finding_{}"]
+    told = {name.format(finding): some for name in names for finding in ("edema", "mass", "scar")}
+    told |= {"utility/real/macro_auroc": some, "privacy/student/reid_ratio_finding_none": some}
+    found = measures.without_small_cells(told, test, ["edema", "mass", "scar"], k=3)
+    assert set(found) == {
+        *(name.format("edema") for name in names),
+        "utility/real/macro_auroc",
+        "privacy/student/reid_ratio_finding_none",
+    }
+
+
+def test_a_figure_of_fewer_than_k_is_left_out_and_one_that_was_not_measured_stays() -> None:
+    told = {f"privacy/a/{n}": Estimate(0.5, 0.4, 0.6, n) for n in (0, 4, 5)}
+    assert set(measures.without_small_cells(told, of_people([[1]], [0]), ["x"], k=5)) == {"privacy/a/0", "privacy/a/5"}
+
+
+@pytest.fixture(scope="module")
+def films() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (120, 8, 8, 1), np.uint8)
+
+
+def made(images: np.ndarray, labels: np.ndarray | None = None) -> Synthetic:
+    labels = np.zeros((len(images), 1), np.int8) if labels is None else labels
+    return Synthetic(pa.table({"prompt": [f"prompt {i % 40}" for i in range(len(images))]}), images, labels)
+
+
+def test_likeness_is_told_as_a_share_of_what_as_many_other_real_images_reach(films: np.ndarray) -> None:
+    test, control = (of_people([[0]] * 40, range(40), films[part]) for part in (slice(0, 40), slice(40, 80)))
+    synthetic = {"student": made(films[80:]), "teacher": made(np.repeat(films[80:81], 40, 0))}
+
+    def features(pixels: np.ndarray) -> np.ndarray:
+        return pixels.reshape(len(pixels), -1)[:, :4].astype(np.float64)
+
+    section = config.Evaluate(ssim_prompts=2, neighbours=3)
+    found = measures.fidelity(features, test, control, synthetic, section, b"s" * 32)
+    assert found["fidelity/control/coverage_relative"].value == pytest.approx(1)
+    share = found["fidelity/student/coverage"].value / found["fidelity/control/coverage"].value
+    assert found["fidelity/student/coverage_relative"].value == pytest.approx(share)
+    assert found["fidelity/teacher/coverage_relative"].value < 0.3  # one image over and over
+    assert {found[f"fidelity/{subject}/fid"].n for subject in ("control", "student", "teacher")} == {40}
+
+
+def test_adherence_is_read_by_the_judge_that_is_given(films: np.ndarray) -> None:
+    labels = (np.arange(120) % 2)[:, None].astype(np.int8)
+    bright = np.where(labels[:, None, None] == 1, 160, 0).astype(np.uint8) + films // 4
+    settings = config.Classifier(steps=40, batch_size=32, width=4, lr=5e-3)
+    judge, opposite = (classifier.fit(settings, bright, each, seed=0) for each in (labels, 1 - labels))
+    section = config.Evaluate(bootstrap=50)
+    found, turned = (
+        measures.adherence(each, {"student": made(bright, labels)}, ["edema"], section, 0)
+        for each in (judge, opposite)
+    )
+    assert found["adherence/student/auroc_edema"].value > 0.95
+    assert turned["adherence/student/auroc_edema"].value < 0.05

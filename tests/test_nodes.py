@@ -78,8 +78,8 @@ def test_a_cluster_that_shares_no_disk_makes_what_one_machine_makes(
     with object_store.served() as port:
         store = f"s3://bucket/run?scheme=http&endpoint_override=127.0.0.1:{port}"
         fs, root = located(store)
-        key = (finished_store / "private" / "patient.key").read_bytes()
-        object_store.request(port, "PUT", "/bucket/run/private/patient.key", key)
+        key = (finished_store / "private" / "secret.key").read_bytes()
+        object_store.request(port, "PUT", "/bucket/run/private/secret.key", key)
         for task, artifact in undisturbed.items():
             if task not in REMADE:
                 pafs.copy_files(str(artifact.local()), f"{root}/{artifact.key.path}", destination_filesystem=fs)

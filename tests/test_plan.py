@@ -145,7 +145,7 @@ def test_a_change_remakes_its_task_and_what_reads_it_and_nothing_before(
     "key",
     [
         "ingest.root",
-        "ingest.patient_key_file",
+        "ingest.key_file",
         "teach.text.folder",
         "distill.text.folder",
         "identify.auditor.warm_start",

@@ -49,7 +49,7 @@ store = Store(address)
 (gate / mark).touch()
 while len(list(gate.iterdir())) < 2:
     time.sleep(0.005)
-print(store.secret("private/patient.key").hex())
+print(store.secret("private/secret.key").hex())
 (gate / f"{mark} again").touch()
 while len(list(gate.iterdir())) < 4:
     time.sleep(0.005)
@@ -455,8 +455,8 @@ def test_the_whole_recipe_on_s3_makes_the_same_artifacts_as_on_a_folder_and_leak
     address: str, finished_store: Path
 ) -> None:
     store, recipe = Store(address), read(RECIPE)
-    with store.fs.open_output_stream(f"{store.root}/private/patient.key") as stream:
-        stream.write((finished_store / "private" / "patient.key").read_bytes())
+    with store.fs.open_output_stream(f"{store.root}/private/secret.key") as stream:
+        stream.write((finished_store / "private" / "secret.key").read_bytes())
     (log,) = jobs("all", address, 1)
     assert_same(artifacts_of(address, recipe), artifacts_of(finished_store, recipe))
     kept = objects(address)

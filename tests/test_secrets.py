@@ -20,7 +20,7 @@ from sweep import SHAPES, contents, spellings, sweep
 from pipeline.artifact import Key, Store
 
 IDENTITIES = "private/ingest/*/identities*"
-KEY = "private/patient.key"
+KEY = "private/secret.key"
 PLANTED = {
     "AWS access key": b"AKIAIOSFODNN7EXAMPLE",
     "password in an address": b"https://user:correct-horse@mlflow.example.org",

@@ -86,7 +86,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, project)
     shutil.copy(RECIPE, project / "my.yaml")
     for name in (
-        "mine/private/patient.key",
+        "mine/private/secret.key",
         "runs/demo/report.html",
         ".venv/bin/python",
         ".git/config",

@@ -229,7 +229,7 @@ def test_a_run_killed_at_any_point_and_run_again_equals_the_undisturbed_one(
     store = tmp_path / "killed"
     (store / "private").mkdir(parents=True)
     # Pseudonyms depend on a key that each store makes for itself.
-    shutil.copy(finished_store / "private" / "patient.key", store / "private")
+    shutil.copy(finished_store / "private" / "secret.key", store / "private")
     command = [sys.executable, "-m", "jobs.all", str(RECIPE), "--store", str(store)]
     for seconds in (14.0, 24.0, 30.0):
         process = subprocess.Popen(

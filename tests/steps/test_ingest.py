@@ -149,14 +149,14 @@ def test_the_key_of_the_pseudonyms_is_the_stores_unless_a_file_is_given(tmp_path
     own = work(tmp_path)
     assert ingest._patient_key(own) == ingest._patient_key(own)
     (tmp_path / "key").write_bytes(b"our own")
-    given_key = config.changed(own.recipe, {"ingest.patient_key_file": tmp_path / "key"})
+    given_key = config.changed(own.recipe, {"ingest.key_file": tmp_path / "key"})
     shared = ingest._patient_key(dataclasses.replace(own, recipe=given_key))
     assert shared != ingest._patient_key(own) and len(shared) == 32
 
 
 def test_a_missing_key_file_is_told(tmp_path: Path) -> None:
-    missing = config.changed(Recipe(), {"ingest.patient_key_file": tmp_path / "no.key"})
-    with pytest.raises(ArtifactError, match=r"patient_key_file: want a file, got nothing at .*no\.key"):
+    missing = config.changed(Recipe(), {"ingest.key_file": tmp_path / "no.key"})
+    with pytest.raises(ArtifactError, match=r"key_file: want a file, got nothing at .*no\.key"):
         ingest.checked(missing, Store(tmp_path))
 
 
