@@ -5,10 +5,10 @@
     python -m benchmarks.study cost jobs/recipes/phantom.yaml --store runs/demo
 
 Each needs a store with scored samples (`python -m jobs.score`), `cost` a finished run and a finished study. The
-study's judge is made if it is missing. Prints JSON. `search` measures settings as rung 0 does, by kept set; `interval`
-measures students of the recipe's own setting as rung 1 does, all by one threshold, whose error is in the interval and
-not in where they land. What was measured before is read from the store. `cost` takes a run from the start of its
-filter to the end of its evaluation.
+study's judge is made if it is missing. Prints JSON. `search` measures settings as rung 0 does, by kept set;
+`interval` measures students of the recipe's own setting as rung 1 does, all by one threshold, whose error is in the
+interval and not in where they land. What was measured before is read from the store. `cost` takes a run from the
+start of its filter to the end of its evaluation.
 """
 
 from __future__ import annotations

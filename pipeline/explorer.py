@@ -87,7 +87,7 @@ class Trial:
     rung: int = 0
     """How thoroughly it was measured: an index of `Explorer.rung_names`."""
     validation: Mapping[str, Estimate] = field(default_factory=dict)
-    """Keys `judge_ratio`, `reid_ratio`, `macro_auroc`, `auroc_<finding>`."""
+    """Keys `judge_ratio`, `reid_ratio`, `macro_auroc`, `kept_frac`, `auroc_<finding>`."""
     test: Mapping[str, Estimate] = field(default_factory=dict)
     """What was held out: the same and `audit_ratio`, on other images of its students and on patients that no trial
     saw; empty unless it was measured again."""

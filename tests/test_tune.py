@@ -29,13 +29,14 @@ from rich.console import Console
 from running import RECIPE, ROOT, run_job
 from scipy.stats import norm
 
-from pipeline import front, plan, proposals, trials, tune, tune_report
-from pipeline.artifact import Artifact, Store
+from pipeline import front, plan, proposals, secret, trials, tune, tune_report, workers
+from pipeline.artifact import Artifact, Key, Store
 from pipeline.config import ConfigError, Recipe, canonical, changed, read
 from pipeline.estimate import Estimate
 from pipeline.outcomes import Outcome, Settings, outcomes_of
 from pipeline.privacy import risk
 from pipeline.progress import Silence
+from pipeline.steps import identify, judge, trial
 from pipeline.steps.trial import EXACT
 
 OPTIONS = ("--tune.trials", "5", "--tune.climb", "2", "2", "--tune.student-seeds", "2")
@@ -160,6 +161,41 @@ def test_settings_climb_from_rung_to_rung_and_the_last_rung_has_every_seed_and_b
 
 
 @pytest.mark.slow
+def test_no_number_that_the_study_chose_by_is_the_auditors_and_the_held_out_one_is(
+    study: Study, artifacts: dict[str, Artifact], recipe: Recipe
+) -> None:
+    for rung in range(3):
+        for one in outcomes_of(artifacts[f"tune/{rung}"]):
+            for name, metrics in one.measured.items():
+                assert ("audit_ratio" in metrics) == (name == "trial/student/test")
+                assert ("judge_ratio" in metrics) == (name != "filter")
+    own = trials.recipe_of(recipe, next(o for o in outcomes_of(artifacts["tune/2"]) if not o.failed).settings, 2)
+    made = {line.task.name: line.artifact for line in plan.plan(own, Store(study.store), trials.tasks)}
+    chosen, held_out = (made[f"trial/{arm}_scores"] for arm in ("student", "fresh"))
+    images = [made[f"trial/{arm}_images"] for arm in ("student", "fresh")]
+    assert chosen is not None and held_out is not None
+    assert chosen.table().column_names == ["row_id", "reid_score", "judge_score"]
+    assert held_out.table().column_names == ["row_id", "reid_score", "judge_score", "audit_score"]
+    seeds = [set(one.table("plan")["seed"].to_pylist()) for one in images if one is not None]
+    assert len(seeds) == 2 and not seeds[0] & seeds[1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_the_filters_own_scores_of_a_students_images_are_those_that_a_run_gives(
+    study: Study, artifacts: dict[str, Artifact], recipe: Recipe
+) -> None:
+    own = trials.recipe_of(recipe, next(o for o in outcomes_of(artifacts["tune/2"]) if not o.failed).settings, 2)
+    made = {line.task.name: line.artifact for line in plan.plan(own, Store(study.store), trials.tasks)}
+    images_of, scored = made["trial/fresh_images"], made["trial/fresh_scores"]
+    assert images_of is not None and scored is not None
+    run = workers.ScoreImages(artifacts["score/gallery"], own.score, own.ingest.image_px, own.ingest.channels)
+    again = run(images_of.table())
+    for column in ("reid_score", "audit_score"):
+        assert again[column].to_pylist() == scored.table()[column].to_pylist()
+
+
+@pytest.mark.slow
 def test_a_study_that_is_done_does_no_work(study: Study) -> None:
     before = {path: path.stat().st_mtime_ns for path in study.store.rglob("manifest.json")}
     answer = run_job("tune", study.store, *OPTIONS)
@@ -187,6 +223,43 @@ def test_a_store_of_another_recipe_is_refused_before_hours_are_spent(finished_st
         "teach: want what this recipe makes, got another recipe's (recipe differs: n_images 1280 -> 2560) — give the "
         "recipe of this store, or run python -m jobs.all with this one first\n"
     )
+
+
+def test_a_cohort_without_findings_is_refused_before_hours_are_spent(recipe: Recipe, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    secret.of(recipe, store)
+    (line,) = [line for line in plan.plan(recipe, store, tune.listing) if line.task.name == "ingest"]
+    store.commit(store.draft(line.key), {"findings": []})
+    lines = plan.plan(recipe, store, tune.listing)
+    with pytest.raises(ConfigError, match="tune needs findings: want a cohort with labels, got none"):
+        tune.check(recipe, store, lines, tune.WORDS)
+
+
+def test_an_image_without_a_score_counts_as_flagged_at_any_threshold(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    draft = store.draft(Key("private", "trial/student_scores", "0123456789abcdef"))
+    scores = pa.table({"row_id": ["a", "b", "c"], "judge_score": pa.array([0.25, math.nan, None], pa.float32())})
+    draft.write_table(scores)
+    scored = store.commit(draft, {}, 3)
+    found = trial.scores_of(scored, "judge_score", ["c", "a", "b", "set aside"])
+    assert found.tolist() == [math.inf, 0.25, math.inf, math.inf]
+
+
+def test_the_judge_differs_from_the_filters_network_and_from_the_auditor_in_more_than_its_seed(
+    recipe: Recipe,
+) -> None:
+    architecture, patients = judge.ARCHITECTURE_OF, judge.PATIENTS_OF
+    assert judge.network_of(recipe).backbone != recipe.identify.filter_network.backbone
+    assert identify.SPLIT_OF[patients] != identify.SPLIT_OF["auditor"] and architecture != patients
+
+
+def test_what_chooses_reads_nothing_of_the_auditor_and_what_is_held_out_does(recipe: Recipe) -> None:
+    made = {task.name: task for task in trials.tasks(recipe, 1)}
+    assert "judge_ratio" in proposals.OBJECTIVES and "audit_ratio" not in proposals.OBJECTIVES
+    assert trial.AUDIT not in trial.CHOSEN_BY and trial.AUDIT in trial.HELD_OUT
+    held_out = made["trial/student/test"]
+    assert {"trial/fresh_images", "trial/fresh_scores"} < set(held_out.inputs)
+    assert "trial/student_images" not in held_out.inputs
 
 
 class Drawn:

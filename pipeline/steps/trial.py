@@ -120,7 +120,7 @@ def make_kept(work: Work) -> Made:
     kept = work.inputs["filter"].table("kept")
     chosen = work.inputs["filter/0"].table(columns=["row_id"], where=pc.field("keep"))["row_id"].to_pylist()
     sources = {REID: work.inputs["score/0"], judge.COLUMN: work.inputs["tune/scores"]}
-    scores = {column: _scores(source, column, chosen) for column, source in sources.items()}
+    scores = {column: scores_of(source, column, chosen) for column, source in sources.items()}
     return _measured(work, "control", scores, images.array(kept["image"]), records.label_matrix(kept))
 
 
@@ -140,11 +140,11 @@ def _student(work: Work, arm: str, split: config.Split, columns: Sequence[str]) 
     pixels, labels = records.images_of(sampled, plan["row_id"], "rows"), records.label_matrix(plan)
     n = min(work.recipe.evaluate.n_train, len(pixels))
     rows = np.sort(numpy_generator(work.origin, "arm").permutation(len(pixels))[:n])
-    scores = {column: _scores(scored, column, plan["row_id"].to_pylist()) for column in columns}
+    scores = {column: scores_of(scored, column, plan["row_id"].to_pylist()) for column in columns}
     return _measured(work, split, scores, pixels[rows], labels[rows])
 
 
-def _scores(scored: Artifact, column: str, row_ids: Sequence[str]) -> Float[np.ndarray, " n"]:
+def scores_of(scored: Artifact, column: str, row_ids: Sequence[str]) -> Float[np.ndarray, " n"]:
     """Scores of the named images. One without a score counts as flagged at any threshold: nobody cleared it."""
     table = scored.table(columns=["row_id", column])
     found = dict(zip(table["row_id"].to_pylist(), table[column].to_pylist(), strict=True))
