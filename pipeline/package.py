@@ -185,7 +185,7 @@ def told_levels(levels: Mapping[str, int], k: int) -> dict[str, int]:
     """Records by level of detail, levels of fewer than k records in one with the next smallest, as their number could
     be told from the sum.
     """
-    ranked = sorted(levels, key=lambda name: levels[name])
+    ranked = sorted((name for name, n in levels.items() if n), key=lambda name: levels[name])
     merged: list[str] = []
     while ranked and (is_small(levels[ranked[0]], k) or 0 < sum(levels[name] for name in merged) < k):
         merged.append(ranked.pop(0))

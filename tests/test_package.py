@@ -92,7 +92,12 @@ def metrics() -> dict[str, Estimate]:
     for key, value in {
         "privacy/filter_network/verification_auc": 0.993,
         "privacy/auditor/verification_auc": 0.991,
-        "privacy/filter_network/perturbed_recall": 0.982,
+        "privacy/filter_network/recall_blur_x1": 0.982,
+        "privacy/filter_network/recall_zoom_in_x1": 0.951,
+        "privacy/filter_network/recall_crop_x1.5": 0.41,
+        "privacy/student/membership_auc": 0.56,
+        "privacy/student/membership_null_auc": 0.51,
+        "privacy/teacher/membership_auc": 0.83,
         "utility/real/macro_auroc": 0.963,
         "utility/filtered/macro_auroc": 0.933,
         "utility/student/macro_auroc": 0.893,
@@ -131,6 +136,7 @@ def contents(student: Path, **changes: object) -> package.Contents:
             "reasons": {"kept": N_KEPT, "over the threshold": 44, "no score": 1},
             "prompt_levels": {"unchanged": 1021, "no age": 39},
             "k_anonymity": 5,
+            "decoys": False,
             "n_sampled": 75,
             "kept_by_class": {name: [40 + i, 14 + i] for i, name in enumerate(FINDINGS)},
             "shortfall": {"Pleural Effusion": 6},
@@ -273,6 +279,61 @@ def test_the_data_card_counts_each_finding_at_each_stage(released: Path) -> None
     n_released = (records.label_matrix(kept_table().slice(0, N_RELEASED)) == 1).sum(0)
     assert f"| Pleural Effusion | 40 | 14 | {n_released[0]} | 6 |" in card
     assert f"| pleural effusion | 41 | 15 | {n_released[1]} | none wanted |" in card
+
+
+def test_the_cards_tell_recall_of_the_kind_of_change_that_is_found_worst_at_the_strength_that_is_demanded(
+    released: Path,
+) -> None:
+    for path in ("student", "dataset"):
+        card = text_of(released / path / "README.md")
+        assert re.search(r"the worst kind of change \| 95\.1% \[.*\], n [\d,]+ \(zoom in\) \|", card)
+        assert re.search(r"^\| Auditor: the same \| not measured \|$", card, re.MULTILINE)
+
+
+def test_the_cards_tell_whether_members_can_be_told(released: Path) -> None:
+    for path in ("student", "dataset"):
+        card = text_of(released / path / "README.md")
+        assert re.search(r"^\| The student's error .* \| 0\.560 \[.*\| 0\.510 \[", card, re.MULTILINE)
+        assert re.search(r"^\| The same with the teacher.* \| 0\.830 \[", card, re.MULTILINE)
+    assert "0.560" in text_of(released / "README.md")
+
+
+def test_decoys_are_told_of_only_where_there_were_some(student: Path, released: Path, tmp_path: Path) -> None:
+    package.write(tmp_path / "package", contents(student, facts=contents(student).facts | {"decoys": True}))
+    told = "Images too much like people who were never used were dropped as well"
+    for path in ("student/README.md", "dataset/README.md"):
+        assert told in text_of(tmp_path / "package" / path)
+        assert told not in text_of(released / path)
+
+
+def test_no_card_tells_how_many_where_fewer_than_k_are_meant(student: Path, tmp_path: Path) -> None:
+    facts = contents(student).facts | {
+        "kept_by_class": {name: [3, 2] for name in FINDINGS},
+        "prompt_levels": {"unchanged": 1021, "no age": 3, "findings alone": 1, "no view": 40},
+    }
+    package.write(tmp_path / "package", contents(student, facts=facts))
+    card = text_of(tmp_path / "package" / "dataset" / "README.md")
+    assert "| Pleural Effusion | fewer than 5 | fewer than 5 |" in card
+    assert "| unchanged | 1,021 |" in card
+    assert "| one of: findings alone; no age; no view | 44 |" in card
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=5), st.integers(0, 30), max_size=8), st.integers(1, 9))
+def test_levels_that_few_records_have_are_told_together_with_others_and_the_sum_stays(
+    levels: dict[str, int], k: int
+) -> None:
+    told = package.told_levels(levels, k)
+    assert sum(told.values()) == sum(levels.values())
+    assert all(n == 0 or n >= k for n in told.values()) or 0 < sum(levels.values()) < k
+    if all(n == 0 or n >= k for n in levels.values()):
+        assert told == levels
+
+
+def test_the_worst_kind_of_change_is_named_and_other_strengths_do_not_count() -> None:
+    known = metrics()
+    assert package.worst(known, "filter_network").startswith("95.1%")
+    assert package.worst(known, "filter_network").endswith("(zoom in)")
+    assert package.worst(known, "auditor") == "not measured"
 
 
 def test_without_a_filter_no_text_claims_that_images_were_dropped(student: Path, tmp_path: Path) -> None:

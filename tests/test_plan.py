@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from pipeline import config, plan
+from pipeline import config, plan, secret
 from pipeline.artifact import ArtifactError, Key, Store
 from pipeline.config import Recipe
 from pipeline.plan import Line
@@ -50,7 +50,10 @@ def finish(store: Store, lines: Mapping[str, Line], name: str, facts: Mapping[st
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
+    """A store that has its secret, as after `ingest`."""
+    store = Store(tmp_path / "store")
+    secret.of(RECIPE, store)
+    return store
 
 
 def moved(store: Store, changes: Mapping[str, Any], recipe: Recipe = RECIPE) -> set[str]:
@@ -153,11 +156,15 @@ def test_a_change_remakes_its_task_and_what_reads_it_and_nothing_before(
     ],
 )
 def test_the_recipe_that_the_public_page_prints_names_no_folder_of_this_machine(tmp_path: Path, key: str) -> None:
+    path = tmp_path
     if key == "ingest.root":
         (tmp_path / "metadata.csv").write_text("image,patient_id,text,labels\na.png,p,,effusion\n")
+    elif key == "ingest.key_file":
+        path = tmp_path / "key"
+        path.write_bytes(bytes(32))
     else:
         (tmp_path / "config.json").write_text("{}")
-    lines = planned(config.changed(RECIPE, {key: tmp_path}), Store(tmp_path / "store"))
+    lines = planned(config.changed(RECIPE, {key: path}), Store(tmp_path / "store"))
     assert str(tmp_path) not in str(lines["report"].task.config["recipe"])
 
 
@@ -169,6 +176,16 @@ def test_an_image_that_was_replaced_is_another_cohort(store: Store, tmp_path: Pa
     assert planned(recipe, store)["ingest"].key == before
     (tmp_path / "a.png").write_bytes(b"another")
     assert planned(recipe, store)["ingest"].key != before
+
+
+def test_the_name_of_the_cohort_is_an_input_of_ingest_alone_and_tells_nothing_of_it_without_the_secret(
+    store: Store, tmp_path: Path
+) -> None:
+    other = Store(tmp_path / "other")
+    secret.of(RECIPE, other)
+    here, there = planned(RECIPE, store), planned(RECIPE, other)
+    assert [name for name, line in here.items() if line.task.from_cohort] == ["ingest"]
+    assert all(here[name].key != there[name].key for name in here)
 
 
 def test_what_was_never_made_says_so(store: Store) -> None:
@@ -254,12 +271,17 @@ def test_more_rounds_allowed_after_a_run_that_fell_short_are_sampled(store: Stor
     assert rounds(RECIPE, store) == 2
 
 
-def test_who_may_not_read_private_takes_the_rounds_from_the_kept_set(store: Store, tmp_path: Path) -> None:
-    finish(store, planned(RECIPE, store), "filter/0", SHORT)
-    lines = planned(RECIPE, store)
-    released = Store(tmp_path / "releasable only")
+def test_who_may_not_read_private_takes_the_rounds_from_the_kept_set(tmp_path: Path) -> None:
+    # Here `private/` is a key file elsewhere, of which the other user has neither the bytes nor a scores table.
+    (tmp_path / "key").write_bytes(bytes(32))
+    recipe = config.changed(RECIPE, {"ingest.key_file": tmp_path / "key"})
+    store, released = Store(tmp_path / "store"), Store(tmp_path / "releasable only")
+    finish(store, planned(recipe, store), "filter/0", SHORT)
+    lines = planned(recipe, store)
     finish(released, lines, "filter")
-    assert planned(RECIPE, released)["filter"].key == lines["filter"].key
+    secret.tell(recipe, released, secret.cohort_name(recipe, store))
+    (tmp_path / "key").unlink()
+    assert planned(recipe, released)["filter"].key == lines["filter"].key
 
 
 def test_a_round_for_classes_that_are_short_is_planned(store: Store) -> None:

@@ -29,7 +29,13 @@ def example(*, custodian: bool = True, n: int = 1500, cleared: bool = True) -> r
     synthetic = gaussian_filter(films, (0, 0.9, 0.9, 0))
     met = [
         Verdict("student over control", PASS, "0.7% [-0.7%, 2.1%], n 1,500", "at most 5.0%", "as strangers are"),
-        Verdict("recall on perturbed copies", PASS, "98.2% [96.4%, 99.1%], n 400", "at least 95.0%", "are caught"),
+        Verdict(
+            "changed copies found by the auditor",
+            PASS,
+            "95.2% [92.7%, 96.9%], n 400",
+            "at least 90.0%",
+            "worst of 2 kinds of change: zoom in",
+        ),
     ]
     blocked = [
         Verdict(
@@ -130,8 +136,15 @@ def _metrics(n: int) -> dict[str, Estimate]:
     for network, auc in (("filter_network", 0.9998), ("auditor", 0.9991)):
         found[f"privacy/{network}/verification_auc"] = Estimate(auc, auc - 0.0004, auc + 0.0002, 2000)
         found[f"privacy/{network}/recall"] = wilson(985, 1000)
-        found[f"privacy/{network}/perturbed_recall"] = wilson(393, 400)
-    found["privacy/filter_network/near_duplicate_recall"] = wilson(378, 400)
+        for kind, n_found in (("blur", 393), ("zoom_in", 381)):
+            for factor, n_less in (("0.5", -5), ("1", 0), ("1.5", 140)):
+                found[f"privacy/{network}/recall_{kind}_x{factor}"] = wilson(n_found - n_less, 400)
+        found[f"privacy/{network}/planted_exact"] = wilson(100, 100)
+        found[f"privacy/{network}/planted_near"] = wilson(97, 100)
+    for attack, auc in (("student/membership", 0.56), ("teacher/membership", 0.83), ("filtered/gap", 0.58)):
+        found[f"privacy/{attack}_auc"] = Estimate(auc, auc - 0.03, auc + 0.03, 760)
+    found["privacy/student/membership_null_auc"] = Estimate(0.51, 0.5, 0.54, 600)
+    found["privacy/filtered/gap_among_control_auc"] = Estimate(0.523, 0.5, 0.56, 700)
     for arm, macro in (
         ("real", 0.968),
         ("teacher", 0.934),
@@ -175,6 +188,35 @@ def test_a_blocked_release_is_named_with_its_reasons() -> None:
     assert "✕ NOT CLEARED for release" in text
     assert "fail coverage: 21.0% [18.6%, 23.6%], n 1,000, wanted at least 30.0%; a collapsed student" in text
     assert "not enough evidence control size: 180 images" in text
+
+
+def test_the_first_screen_tells_the_better_of_two_attacks_on_members() -> None:
+    text = text_of(report.render(example()))
+    assert re.search(r"Can members be told\? 0\.58 AUC of the better of two attackers", text)
+    assert "By the student’s loss 0.56 [0.53, 0.59]" in text
+    unmeasured = dataclasses.replace(example(), metrics={})
+    assert "Can members be told? 0" not in text_of(report.render(unmeasured))
+
+
+def test_decoys_are_explained_where_there_were_some_and_not_where_there_were_none() -> None:
+    without, having = (report.render(dataclasses.replace(example(), decoys=decoys)) for decoys in (False, True))
+    assert "decoys" not in text_of(without)
+    assert "members against decoys: 0.52 [0.50, 0.56]" in text_of(having)
+
+
+def test_recall_is_told_by_kind_and_strength_by_both_networks() -> None:
+    metrics = _metrics(1500)
+    rows = report.recall_rows(metrics, {"blur": 0.015})
+    assert list(rows) == ["blur", "zoom in"]
+    assert list(rows["blur"]) == [0.5, 1.0, 1.5]
+    networks = ("filter_network", "auditor")
+    assert rows["blur"][1.0] == ("0.015", *(metrics[f"privacy/{name}/recall_blur_x1"] for name in networks))
+    assert rows["blur"][1.5][0] == "0.0225"
+    assert rows["zoom in"][0.5][0] == "–"  # no strength is known
+    one_network = {key: value for key, value in metrics.items() if "/auditor/" not in key}
+    assert report.recall_rows(one_network, {})["blur"][1.0][2] is None
+    page = text_of(report.render(dataclasses.replace(example(), strengths={"blur": 0.015})))
+    assert "Planted exact copies found" in page and "zoom in" in page and "0.0225" in page
 
 
 def test_a_small_control_is_called_not_enough_evidence_next_to_its_figure() -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import config, images, plan
+from pipeline import config, images, plan, secret
 from pipeline.artifact import Artifact, ArtifactError, Store
 from pipeline.config import Recipe
 from pipeline.progress import Bar, View
-from pipeline.steps.filter import NothingKeptError
+from pipeline.steps.filter import NothingKeptError, decoys_in_use
 from pipeline.tables import AUDIT_SCORES, KEPT, PROMPT_PLAN, RECORDS, SCORES
 
 PX = 16
@@ -29,12 +29,15 @@ RECIPE = Recipe.model_validate(
     }
 )
 FINDINGS = ["effusion", "edema"]
-# row_id, patient, prompt, labels of the training rows: the third phrase is one patient's alone
+# row_id, patient, prompt, labels of the training rows, and what two patients share: one's third phrase is his alone
 TRAIN = [
-    ("r0", "ann", "60s, woman, effusion", [1, 0]),
-    ("r1", "bob", "60s, woman, effusion", [1, 0]),
-    ("r2", "bob", "60s, woman, ribbon shaped scar", [0, 1]),
+    ("r0", "ann", "60s, woman, effusion", [1, 0], "60s, woman, effusion"),
+    ("r1", "bob", "60s, woman, effusion", [1, 0], "60s, woman, effusion"),
+    ("r2", "bob", "60s, woman, edema, ribbon shaped scar", [0, 1], "edema"),
 ]
+LEVELS = {"unchanged": 2, "findings alone": 1}
+# As many unseen patients as trained ones: they stand beside the gallery as decoys, unless the recipe says otherwise.
+FACTS = {"findings": FINDINGS, "prompt_levels": LEVELS, "patients_by_split": {"train": 2, "control": 4}}
 
 
 class Silent:
@@ -49,30 +52,33 @@ class Silent:
 
 
 class Samples:
-    """A store with everything that the filter reads; each sample is `(reid_score, training row, is a copy)`."""
+    """A store with everything that the filter reads; each sample is `(reid_score, training row, is a copy)`, and may
+    have a fourth value, its score over the decoys."""
 
     def __init__(self, folder: Path, recipe: Recipe):
         self.store, self.recipe = Store(folder), recipe
+        secret.of(recipe, self.store)
         train = [
-            {"row_id": r, "patient_id": p, "split": "train", "prompt": t, "labels": b, "age": 60.0, "sex": "F"}
-            for r, p, t, b in TRAIN
+            {"row_id": r, "patient_id": p, "split": "train", "prompt": t, "labels": b}
+            | {"shared_prompt": shared, "shared_labels": b}
+            for r, p, t, b, shared in TRAIN
         ]
         unseen = [{"row_id": f"u{i}", "patient_id": f"c{i}", "split": "control", "labels": [0, 0]} for i in range(4)]
         unseen += [{"row_id": f"t{i}", "patient_id": f"t{i}", "split": "test", "labels": [0, 0]} for i in range(4)]
-        self._finish("ingest", {"records": pa.Table.from_pylist(train + unseen, RECORDS)}, {"findings": FINDINGS})
+        self._finish("ingest", {"records": pa.Table.from_pylist(train + unseen, RECORDS)}, FACTS)
         scores = {"row_id": ["t3", "u2", "u0", "t1", "u1", "u3"], "reid_score": [0.99, 0.3, 0.1, 0.98, 0.2, 0.4]}
         self._finish("score/unseen", {"rows": pa.table(scores)})
-        same = pa.table({"row_id": ["r1", "r2"], "filter_network": [0.9, 0.8]})
+        same = pa.table({"row_id": ["r0", "r1"], "patient_id": ["ann", "bob"], "filter_network": [0.9, 0.8]})
         self._finish("score/gallery", {"same_patient": same})
 
-    def add_round(self, *samples: tuple[float, str, bool]) -> None:
+    def add_round(self, *samples: tuple[float, str, bool] | tuple[float, str, bool, float]) -> None:
         number = sum(name.startswith("sample/") for name in self._lines()) - 1
-        labels = {row_id: labels for row_id, _, _, labels in TRAIN}
-        prompts = {row_id: prompt for row_id, _, prompt, _ in TRAIN}
+        labels = {row_id: labels for row_id, _, _, labels, _ in TRAIN}
+        prompts = {row_id: prompt for row_id, _, prompt, _, _ in TRAIN}
         names = [f"s{number}-{i:07d}" for i in range(len(samples))]
         rows = [
             {"row_id": name, "seed": i, "prompt": prompts[source], "labels": labels[source], "prompt_row_id": source}
-            for i, (name, (_, source, _)) in enumerate(zip(names, samples, strict=True))
+            for i, (name, (_, source, *_)) in enumerate(zip(names, samples, strict=True))
         ]
         pixels = np.stack([np.full((PX, PX, 1), 100 * number + i, np.uint8) for i in range(len(samples))])
         made = pa.table({"row_id": names, "image": images.column(pixels)})
@@ -80,7 +86,8 @@ class Samples:
         self._finish(f"sample/{number}", {"plan": pa.Table.from_pylist(rows, PROMPT_PLAN), "rows": backwards})
         scored = [
             {"row_id": n, "reid_score": s, "nearest_row_id": "r0", "margin": 0.0, "pixel_copy": c, "audit_score": 1.0}
-            for n, (s, _, c) in zip(names, samples, strict=True)
+            | {"decoy_score": decoy[0] if decoy else 0.0}
+            for n, (s, _, c, *decoy) in zip(names, samples, strict=True)
         ]
         schema = pa.schema([*SCORES, *list(AUDIT_SCORES)[1:]])
         self._finish(f"score/{number}", {"rows": pa.Table.from_pylist(scored, schema)})
@@ -146,7 +153,9 @@ def test_what_crosses_has_its_own_image_and_labels_and_nothing_private(samples: 
     assert table["row_id"].to_pylist() == [f"synthetic-{i:06d}" for i in range(3)]
     pairs = sorted(zip(grey(kept), table["labels"].to_pylist(), strict=True))
     assert pairs == [(0, [1, 0]), (2, [0, 1]), (4, [0, 1])]
-    assert kept.key.kind == "releasable" and "threshold" not in kept.facts
+    assert kept.key.kind == "releasable"
+    assert not {"score", "nearest", "row_id", "prompt_row_id"} & {*kept.facts}
+    assert not any(f"'{row_id}'" in str(kept.facts) for row_id, *_ in TRAIN)
 
 
 def test_a_prompt_that_k_patients_do_not_share_does_not_cross(samples: Samples) -> None:
@@ -154,8 +163,8 @@ def test_a_prompt_that_k_patients_do_not_share_does_not_cross(samples: Samples) 
     kept = samples.filter()["filter"]
     prompts = dict(zip(grey(kept), kept.table("kept")["prompt"].to_pylist(), strict=True))
     assert prompts[0] == "60s, woman, effusion"
-    assert "scar" not in prompts[2] and "edema" in prompts[2]
-    assert sum(kept.facts["prompt_levels"].values()) == len(TRAIN)
+    assert prompts[2] == prompts[4] == "edema"
+    assert kept.facts["prompt_levels"] == LEVELS
 
 
 def test_the_order_of_what_crosses_is_not_that_of_the_plan(samples: Samples) -> None:
@@ -217,3 +226,44 @@ def reasons(samples: Samples, scores: Sequence[float]) -> dict[str, int]:
 
 def test_a_sample_without_a_score_is_not_kept(samples: Samples) -> None:
     assert reasons(samples, [0.1, float("nan")]) == {"kept": 1, "no score": 1}
+
+
+DECOYED = [(0.1, "r0", False, 0.1), (0.1, "r0", False, 0.6), (0.6, "r0", False, 0.1), (0.2, "r1", False, 0.5)]
+
+
+def test_an_image_too_much_like_an_unseen_patient_is_dropped_so_that_a_gap_does_not_tell_who_was_used(
+    samples: Samples,
+) -> None:
+    samples.add_round(*DECOYED)
+    made = samples.filter()
+    assert made["filter/0"].table()["keep"].to_pylist() == [True, False, False, False]
+    assert made["filter/0"].facts["reasons"] == {"kept": 1, "over the threshold": 1, "like an unseen patient, a decoy": 2}
+    assert made["filter"].facts["decoys"] is True and made["filter"].facts["threshold"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("wanted", "n_control", "in_use"),
+    [(None, 2, True), (None, 1, False), (True, 1, True), (False, 2, False)],
+)
+def test_unseen_patients_are_decoys_where_they_are_as_many_as_the_trained_or_the_recipe_says_so(
+    wanted: bool | None, n_control: int, in_use: bool
+) -> None:
+    recipe = config.changed(RECIPE, {"filter.decoys": wanted})
+    assert decoys_in_use(recipe, {"patients_by_split": {"train": 2, "control": n_control}}) is in_use
+
+
+def test_without_decoys_likeness_to_an_unseen_patient_does_not_count(tmp_path: Path) -> None:
+    samples = Samples(tmp_path, config.changed(RECIPE, {"filter.decoys": False}))
+    samples.add_round(*DECOYED)
+    made = samples.filter()
+    assert made["filter/0"].table()["keep"].to_pylist() == [True, True, False, True]
+    assert made["filter"].facts["decoys"] is False
+
+
+def test_the_order_of_what_crosses_is_decided_by_the_stores_secret(tmp_path: Path) -> None:
+    orders = []
+    for name in ("a", "b"):
+        samples = Samples(tmp_path / name, RECIPE)
+        samples.add_round(*[(0.1, "r0", False)] * 40)
+        orders.append(grey(samples.filter()["filter"]))
+    assert orders[0] != orders[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def test_no_pixels_stay_twice_and_none_under_two_patients(rows: list[tuple[str, 
 
 
 def test_rows_in_are_rows_that_stay_and_rows_over_the_cap() -> None:
-    stays, over = ingest._split(LISTED, SMALL, seed=0)
+    stays, over = ingest._split(LISTED, SMALL, origin=0)
     assert sorted(stays["row_id"].to_pylist() + over["row_id"].to_pylist()) == LISTED["row_id"].to_pylist()
     assert over.schema == tables.REJECTS and len(over) > 0
     n_images = Counter(zip(stays["split"].to_pylist(), stays["patient"].to_pylist(), strict=True))
@@ -74,7 +73,7 @@ def test_rows_in_are_rows_that_stay_and_rows_over_the_cap() -> None:
 
 
 def test_the_reason_of_a_capped_row_names_its_split() -> None:
-    _, over = ingest._split(LISTED, SMALL, seed=0)
+    _, over = ingest._split(LISTED, SMALL, origin=0)
     assert {reason.rsplit(" ", 1)[0] for reason in over["reason"].to_pylist()} == {
         "over the cap of images per patient in split"
     }
@@ -130,6 +129,30 @@ def test_a_text_that_is_left_empty_is_counted() -> None:
     assert prompted["prompt"].to_pylist() == ["60s, woman"] * 3
 
 
+def test_what_may_cross_is_told_of_training_rows_alone_and_of_none_that_too_few_share() -> None:
+    columns = {
+        "row_id": [f"r{i}" for i in range(4)],
+        "patient_id": ["ann", "bob", "eve", "dan"],
+        "split": ["train", "train", "train", "test"],
+        "prompt": ["60s, woman", "60s, woman", "60s, woman, edema", None],
+        "labels": [[0], [0], [1], [0]],
+        "age": [60.0] * 4,
+        "sex": ["F"] * 4,
+        "view": [None] * 4,
+    }
+    listed = pa.table(columns, schema=pa.schema([tables.RECORDS.field(name) for name in columns]))
+    shared, levels = ingest._with_shared(listed, SMALL, ("edema",))
+    assert shared["shared_prompt"].to_pylist() == ["60s, woman", "60s, woman", None, None]
+    assert shared["shared_labels"].to_pylist() == [[0], [0], None, None]
+    assert levels == {"unchanged": 2, "withheld: fewer than k patients are left": 1}
+
+
+def test_the_films_of_a_patient_are_counted_in_the_cohorts_table_capped_and_rejected_ones_too() -> None:
+    kept = pa.table({"row_id": ["a", "b"], "patient": ["ann", "bob"]})
+    counted = ingest._with_films(kept, pa.table({"patient": ["ann", "ann", "bob", "ann"]}))
+    assert counted["patient_images"].to_pylist() == [3, 1]
+
+
 @given(st.lists(st.text(max_size=12), min_size=1, unique=True))
 def test_a_pseudonym_is_its_patients_own_and_never_the_original(patients: list[str]) -> None:
     table = pa.table({"patient": patients + patients})
@@ -145,19 +168,29 @@ def work(folder: Path, **changes: Any) -> Work:
     return Work(recipe, {}, store.draft(Key("private", "ingest", "ab")), Bar(None, "ingest"), 0.0)
 
 
-def test_the_key_of_the_pseudonyms_is_the_stores_unless_a_file_is_given(tmp_path: Path) -> None:
+def test_the_secret_behind_pseudonyms_and_draws_is_the_stores_unless_a_file_is_given(tmp_path: Path) -> None:
     own = work(tmp_path)
-    assert ingest._patient_key(own) == ingest._patient_key(own)
-    (tmp_path / "key").write_bytes(b"our own")
-    given_key = config.changed(own.recipe, {"ingest.key_file": tmp_path / "key"})
-    shared = ingest._patient_key(dataclasses.replace(own, recipe=given_key))
-    assert shared != ingest._patient_key(own) and len(shared) == 32
+    assert own.origin == own.origin != work(tmp_path / "other").origin
+    (tmp_path / "key").write_bytes(b"k" * 32)
+    shared = [work(tmp_path / name, **{"ingest.key_file": tmp_path / "key"}).origin for name in "ab"]
+    assert shared[0] == shared[1] != own.origin
+    assert len(shared[0]) == len(own.origin) == 32
 
 
-def test_a_missing_key_file_is_told(tmp_path: Path) -> None:
-    missing = config.changed(Recipe(), {"ingest.key_file": tmp_path / "no.key"})
-    with pytest.raises(ArtifactError, match=r"key_file: want a file, got nothing at .*no\.key"):
-        ingest.checked(missing, Store(tmp_path))
+def test_splits_and_caps_follow_the_secret_and_not_the_recipes_seed_alone(tmp_path: Path) -> None:
+    recipe, store = Recipe(), Store(tmp_path)
+    drawn = [ingest.checked(recipe, store, origin)[1] for origin in (b"a" * 32, b"a" * 32, b"b" * 32)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_missing_or_short_key_file_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    recipe = config.changed(Recipe(), {"ingest.key_file": tmp_path / "a.key"})
+    with pytest.raises(ArtifactError, match=r"key_file: want a file, got nothing at .*a\.key"):
+        ingest.checked(recipe, Store(tmp_path / "store"))
+    (tmp_path / "a.key").write_bytes(b"our own")
+    with pytest.raises(ArtifactError, match=r"key_file: want 32 bytes of chance or more, got 7"):
+        ingest.checked(recipe, Store(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
 
 
 def test_patients_in_one_image_only_are_no_cohort_to_learn_recognition_from() -> None:
