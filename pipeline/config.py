@@ -310,6 +310,10 @@ class Augment(Section):
     """Largest change of brightness, on the scale [-1, 1]."""
     jpeg_frac: Frac = 0.1
     """Chance of JPEG compression, quality 30 to 90."""
+    redrawn_frac: Frac = 0.0
+    """Chance that a film keeps what is coarse and gets another one's fine detail, as a generator redraws it."""
+    detail_frac: Frac = 0.06
+    """Largest scale of what counts as fine then, as a share of the side."""
     round_trip_frac: Frac = 0.25
     """Chance of a round trip through an autoencoder fitted on the same patients."""
 
@@ -552,6 +556,9 @@ class Gate(Section):
     """Largest upper 95 % bound of the auditor's ratio over control, for the student and the kept set."""
     max_excess_strict: Frac = 0.02
     """The same at the 99th percentile of control: the surest matches."""
+    max_near_copies: Frac = 0.005
+    """Largest upper 95 % bound of the share of the student's images that nearly equal a real one pixel by pixel, over
+    that of strangers' films."""
     min_recall: Frac = 0.9
     """Smallest share of changed copies of training images that each of the two networks flags, at the threshold that
     it is used with: of the kind of change that it finds worst, at the strengths below."""

@@ -87,6 +87,7 @@ def privacy(scores: Risk, filter_threshold: float | None) -> Metrics:
         | _learned(scores)
         | _recall(scores, filter_threshold)
         | _planted(scores)
+        | _near_copies(scores)
     )
 
 
@@ -225,6 +226,15 @@ def _planted(scores: Risk) -> Metrics:
             flags = _values(scores.planted, column)[rows] >= threshold
             found[f"privacy/{network}/planted_{kind}"] = risk.wilson(int(flags.sum()), len(flags))
     return found
+
+
+def _near_copies(scores: Risk) -> Metrics:
+    """Share of the student's images that nearly equal a real one pixel by pixel, and of strangers' films that do."""
+    tables = {"student": (scores.student, scores.student_private), "control": (scores.control, scores.test)}
+    flags = {name: np.concatenate([_values(some, "pixel_copy") for some in both]) for name, both in tables.items()}
+    shares = {name: risk.wilson(int(found.sum()), len(found)) for name, found in flags.items()}
+    found = {f"privacy/{name}/near_copies": share for name, share in shares.items()}
+    return found | {"privacy/student/near_copies_excess": risk.difference(shares["student"], shares["control"])}
 
 
 def membership(attacks: Mapping[str, pa.Table], origin: Origin) -> Metrics:

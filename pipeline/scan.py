@@ -27,23 +27,15 @@ from pipeline.privacy import leaks, matching, networks
 from pipeline.workers import NETWORKS
 
 PAIR = ("prompt", "labels", "patient_id")
-PLANTED = "planted-"
 ROUNDING = 1e-5
 """By how much a score of the same image may differ between two kinds of hardware."""
 
 
 def scan_package(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path) -> dict[str, int]:
-    """Findings by kind in a release package: its images against every training image, its files against secrets.
-
-    The student's images are not in the package, but whoever has the student makes such: those that were measured are
-    looked at too.
-    """
+    """Findings by kind in a release package: its images against every training image, its files against secrets."""
     released = package.read_images(folder / "dataset")
     found = Counter(leak.why for leak in leaks.scan_images(released, _originals(inputs["ingest"])))
     found["over the filter's threshold"] = int(_over_threshold(recipe, inputs, released).sum())
-    student = inputs["evaluate/student_scores"].table(columns=["row_id", "pixel_copy"])
-    own = pc.invert(pc.starts_with(student["row_id"], PLANTED))
-    found["a student's image nearly a real one"] = pc.sum(student.filter(own)["pixel_copy"]).as_py() or 0
     return {kind: n for kind, n in found.items() if n} | scan_text(recipe, inputs, folder)
 
 

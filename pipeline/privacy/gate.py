@@ -45,6 +45,8 @@ class Evidence(NamedTuple):
     """By what is judged (the student, the kept set ...), how much more often the auditor flags it than strangers."""
     strict: Mapping[str, Estimate]
     """The same at a percentile of control that one in a hundred strangers' images reaches."""
+    near_copies: Estimate
+    """How much more often than a stranger's film an image of the student nearly equals a real one, pixel by pixel."""
     recalls: Mapping[str, Mapping[str, Estimate]]
     """By network and kind of change, the share of changed training images that it flags at the demanded strength."""
     planted_exact: Mapping[str, Estimate]
@@ -77,6 +79,12 @@ def judge(evidence: Evidence, conditions: config.Gate, *, auc_floor: float, min_
         *(
             at_most(f"{name}, surest matches", e, conditions.max_excess_strict, _as_strangers(e))
             for name, e in evidence.strict.items()
+        ),
+        at_most(
+            "student's near copies",
+            evidence.near_copies,
+            conditions.max_near_copies,
+            _as_strangers(evidence.near_copies),
         ),
         *(recall(network, kinds, conditions.min_recall) for network, kinds in evidence.recalls.items()),
         *(

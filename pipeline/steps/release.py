@@ -28,7 +28,7 @@ def tasks(recipe: Recipe) -> list[Task]:
     """`release/candidate`, `release/scan`, `release`."""
     about = recipe.release.model_dump(mode="json", include={"title", "licence", "n_images"})
     inputs = ("filter", "distill/latents", "distill", "evaluate")
-    private = ("ingest", "score/gallery", "evaluate/student_scores")
+    private = ("ingest", "score/gallery")
     scanned = {"k_anonymity": recipe.ingest.k_anonymity}
     judged = recipe.release.model_dump(mode="json", include={"gate", "conditions"})
     judged |= {"auc_floor": recipe.identify.auc_floor, "min_control": recipe.evaluate.min_control}
@@ -103,6 +103,7 @@ def _evidence(
     return gate.Evidence(
         excess={name: of(f"{key}/audit_excess") for name, key in judged.items()},
         strict={name: of(f"{judged[name]}/audit_excess_strict") for name in ("student", "kept set")},
+        near_copies=of("student/near_copies_excess"),
         recalls={
             name: {kind: series[DEMANDED] for kind, series in recalls(metrics, key).items()}
             for key, name in NETWORKS.items()
