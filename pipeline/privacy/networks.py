@@ -195,7 +195,7 @@ def _keep_within_workspace(trunk: nn.Module) -> None:
 
 
 def _picked(
-    _: nn.Module, images: tuple[Float[Tensor, "n c h w"]], stride: tuple[int, int]
+    _: nn.Module, images: tuple[Float[Tensor, "n c h w"]], stride: tuple[int, ...]
 ) -> Float[Tensor, "n c _ _"]:
     """The pixels that a 1x1 convolution with this stride sees."""
     return images[0][..., :: stride[0], :: stride[1]]
