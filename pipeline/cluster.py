@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import logging
 import os
 import secrets
@@ -80,16 +79,6 @@ def forget_spilled() -> None:
     if node is not None and node.is_head():
         for folder in Path(node.get_session_dir_path()).glob(f"{ray_constants.DEFAULT_OBJECT_PREFIX}_*"):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def ended_if_hanging(seconds: float) -> Iterator[None]:
-    """End this process if the block takes longer, whatever it waits for; Ray starts another in its place."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from safetensors.torch import load, load_file, save_file
 from torch import nn
 
+from pipeline import ends
 from pipeline.artifact import ArtifactError
-from pipeline.cluster import ended_if_hanging, is_own, market_labels
+from pipeline.cluster import is_own, market_labels
 from pipeline.config import Market
 from pipeline.folders import Folder
 from pipeline.generators.training import Fit
@@ -104,6 +106,7 @@ def train_on_rows(
         "checkpoint_images": checkpoint_images,
         "threads": max(1, int(group.cpus)),
         "bar": bar,
+        "words": uuid.uuid4().hex,
     }
     if not group.workers:
         return _in_process(config, rows_uri, group)
@@ -130,7 +133,8 @@ def train_on_rows(
         datasets={"rows": ray.data.read_parquet(rows, filesystem=rows_fs)},
         dataset_config=train.DataConfig(datasets_to_split=[]),
     )
-    checkpoint = trainer.fit().checkpoint
+    with ends.read_for(config["words"]):
+        checkpoint = trainer.fit().checkpoint
     if checkpoint is None:
         raise RuntimeError(f"training under {work_uri} ended without a checkpoint")
     folder = Path(checkpoint.to_directory(tempfile.mkdtemp(prefix="pd-")))
@@ -156,22 +160,26 @@ def small(function: Callable[..., Any], *arguments: Any, out: Path | None = None
     """The function's result, computed in one task on the cluster.
 
     With `out`, the function writes to a folder that it is given under this name, and its files come back to there.
+    Raises: WorkerDiedError if its worker ended, and another one as well; whatever the function raises.
     """
     group = group or Group()
     threads = max(1, int(group.cpus))
 
-    def with_threads(*values: Any) -> tuple[Any, Folder]:
+    def with_threads(words: str, *values: Any) -> tuple[Any, Folder]:
         torch.set_num_threads(threads)
-        if out is None:
-            return function(*values), Folder({})
-        with tempfile.TemporaryDirectory(prefix="pd-") as written:
-            return function(*values, out=Path(written)), Folder.of(Path(written))
+        with ends.last_words(words), ends.told_memory():
+            if out is None:
+                return function(*values), Folder({})
+            with tempfile.TemporaryDirectory(prefix="pd-") as written:
+                return function(*values, out=Path(written)), Folder.of(Path(written))
 
     with_threads.__name__ = function.__name__
     # A trial of a study must not take the task into its own placement group, which is too small for it.
     options: dict[str, Any] = {"scheduling_strategy": "DEFAULT", "label_selector": market_labels(group.market)}
+    # By itself Ray would try three times more, and say nothing of it.
+    options["max_retries"] = 0
     task = ray.remote(num_cpus=group.cpus, num_gpus=float(group.gpu), **options)(with_threads)
-    result, files = ray.get(task.remote(*arguments))
+    result, files = ends.tried(lambda words: ray.get(task.remote(words, *arguments)))
     if out is not None:
         files.write(out)
     return result
@@ -209,8 +217,18 @@ def _in_process(config: Mapping[str, Any], rows_uri: str, group: Group) -> Path:
 
 
 def _loop(config: dict[str, Any]) -> None:
+    with ends.last_words(config["words"]), ends.told_memory():
+        _in_group(config)
+
+
+def _in_group(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     rank, of = train.get_context().get_world_rank(), train.get_context().get_world_size()
+    if rank == 0 and config["bar"].attempt([config["words"]]):
+        # Workers that Ray ended, as another one was gone or as there are more of them now, leave no words.
+        spoken = [end.got for end in ends.ended_here(config["words"]) if end != ends.SILENT]
+        why = f": got {spoken[-1]}" if spoken else ""
+        config["bar"].tell(f"started again with {of} workers from the last checkpoint{why}")
     place = Place(rank, of, get_device(), prepare_model)
     trainee = config["trainee"](_shard(), place=place, **config["arguments"])
     checkpoint = train.get_checkpoint()
@@ -228,7 +246,7 @@ def _loop(config: dict[str, Any]) -> None:
         config,
         config["bar"] if rank == 0 else None,
         lambda: _report(trainee, rank == 0),
-        lambda: ended_if_hanging(config["bar"].hang_s),
+        lambda: ends.ended_if_hanging(config["bar"].hang_s),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
-from pipeline import cluster, secret
+from pipeline import cluster, ends, secret
 from pipeline.artifact import Artifact, ArtifactError, Key, Store, fingerprint
 from pipeline.config import Recipe, canonical
 from pipeline.progress import Silence, View
@@ -211,7 +211,8 @@ def _make(
         draft.place = cluster.told(recipe, task.name)
         draft.inputs = _fingerprints(task, {name: made.key.fingerprint for name, made in inputs.items()}, cohort)
         bar = view.bar(task.name)
-        made = task.make(Work(recipe, inputs, draft, bar, view.started_at))
+        with ends.explained(task.name, lambda sentence: view.tell(task.name, sentence)):
+            made = task.make(Work(recipe, inputs, draft, bar, view.started_at))
         draft.work_seconds = bar.work_seconds()
         store.commit(draft, made.facts, made.rows)
     except BaseException:

@@ -64,6 +64,7 @@ class Board:
         self._paces: dict[str, list[Pace]] = defaultdict(list)
         self._attempts: Counter[tuple[str, tuple[str, ...]]] = Counter()
         self._set_aside: dict[str, set[str]] = defaultdict(set)
+        self._untold: list[tuple[str, str]] = []
 
     def begin(self, task: str, total: int, done: int = 0) -> None:
         """Set what the task will count to."""
@@ -104,6 +105,15 @@ class Board:
         """What counting took without start and end; none if it began more than once, or counted too little."""
         paces = self._paces[task]
         return paces[0].seconds if len(paces) == 1 else None
+
+    def tell(self, task: str, sentence: str) -> None:
+        """Something that the user is to read."""
+        self._untold.append((task, sentence))
+
+    def untold(self) -> list[tuple[str, str]]:
+        """What was told since this was asked last, and by which task."""
+        told, self._untold = self._untold, []
+        return told
 
     def read(self) -> dict[str, tuple[int, int]]:
         """Done and total by task."""
@@ -146,6 +156,11 @@ class Bar:
         """The rows of this task that were left out."""
         return self._ask("rows_set_aside", otherwise=[])
 
+    def tell(self, sentence: str) -> None:
+        """Something that the user is to read, of whatever becomes of workers; never of a row."""
+        if self.board is not None:
+            self.board.tell.remote(self.task, sentence)
+
     def n_again(self) -> int:
         """How many were counted beyond the total: made twice, as a worker went before its first were written."""
         return self._ask("n_again", otherwise=0)
@@ -177,6 +192,9 @@ class Silence:
         """Nothing."""
 
     def say(self, line: str) -> None:
+        """Nothing."""
+
+    def tell(self, task: str, sentence: str) -> None:
         """Nothing."""
 
 
@@ -214,6 +232,10 @@ class View:
         if not self._stop.is_set():
             self.console.print(line, markup=False, soft_wrap=True)
 
+    def tell(self, task: str, sentence: str) -> None:
+        """A line of its own, above the live view where there is one."""
+        self.say(f"[{self._elapsed()}] {task}: {sentence}")
+
     def __enter__(self) -> View:
         self._thread = threading.Thread(target=self._show, daemon=True)
         self._thread.start()
@@ -222,6 +244,7 @@ class View:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        self._read()  # what was told since
 
     def _elapsed(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
@@ -244,7 +267,10 @@ class View:
 
     def _read(self) -> dict[str, tuple[int, int]]:
         try:
-            return ray.get(self._board.read.remote(), timeout=5)
+            told, counts = ray.get([self._board.untold.remote(), self._board.read.remote()], timeout=5)
+            for task, sentence in told:
+                self.tell(task, sentence)
+            return counts
         except (ray.exceptions.RayError, TimeoutError):  # the view must never stop the work
             return {}
 

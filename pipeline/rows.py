@@ -12,7 +12,9 @@ than starting workers anew.
 from __future__ import annotations
 
 import posixpath
+import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -20,12 +22,14 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+import ray
 import ray.data
 from ray.data import ActorPoolStrategy, SaveMode
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.checkpoint.checkpoint_writer import PENDING_CHECKPOINT_SUFFIX
 
-from pipeline.cluster import ClusterError, ended_if_hanging, market_labels
+from pipeline import ends
+from pipeline.cluster import ClusterError, market_labels
 from pipeline.config import Market
 from pipeline.progress import Bar
 from pipeline.storage import located
@@ -117,6 +121,7 @@ def _stream(
     bar: Bar,
 ) -> None:
     """Through a pool of actors."""
+    words = uuid.uuid4().hex
     operator = type(worker.__name__, (_Operator,), {})  # Ray names the operator after the class
     source_fs, source = located(source_uri)
     out_fs, out = located(out_uri)
@@ -127,16 +132,18 @@ def _stream(
         "row_id", work, delete_checkpoint_on_success=False, override_filesystem=work_fs
     )
     rows.context.raise_original_map_exception = True
-    rows.repartition(target_num_rows_per_block=pool.block_rows).map_batches(
+    rows = rows.repartition(target_num_rows_per_block=pool.block_rows).map_batches(
         operator,
-        fn_constructor_args=(worker, dict(arguments), bar),
+        fn_constructor_args=(worker, dict(arguments), bar, words),
         batch_size=pool.batch_rows,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=pool.min_actors, max_size=pool.max_actors, initial_size=pool.max_actors),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
         label_selector=market_labels(pool.market),
-    ).write_parquet(out, filesystem=out_fs, mode=SaveMode.APPEND)
+    )
+    with ends.read_for(words):
+        rows.write_parquet(out, filesystem=out_fs, mode=SaveMode.APPEND)
 
 
 def _take_over(leftovers: Sequence[str], out_uri: str, checkpoint_uri: str) -> None:
@@ -204,14 +211,35 @@ def _below(uri: str, name: str) -> str:
 class _Operator:
     """Runs a worker inside Ray Data, holds it to its schemas, and finds the row that ends it every time."""
 
-    def __init__(self, worker: type[Worker], arguments: dict[str, Any], bar: Bar):
-        self._worker = worker(**arguments)
-        self._bar = bar
+    def __init__(self, worker: type[Worker], arguments: dict[str, Any], bar: Bar, words: str = ""):
+        self._bar, self._words = bar, words
+        self._kept = ExitStack()  # as long as the worker lives
+        if words:
+            self._kept.enter_context(ends.last_words(words))
+            self._begin()
+        try:
+            with ends.told_memory():
+                self._worker = worker(**arguments)
+        finally:  # an error does not end it: Ray Data asks it again
+            if words:
+                self._bar.ended([_start()])
+
+    def _begin(self) -> None:
+        """Give up on a worker that ends at each of its starts: Ray would start it for ever."""
+        n_before = self._bar.attempt([_start()])
+        found = ends.ended_here(self._words) if n_before else []
+        if n_before >= ATTEMPTS:
+            raise ends.WorkerDiedError(min(found or [ends.LOST], key=lambda end: end.rank), n_before)
+        if n_before:
+            self._bar.tell(ends.again(found))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         names = batch["row_id"].to_pylist()
-        with ended_if_hanging(self._bar.hang_s):
-            whole = self._bar.attempt(names) < ATTEMPTS
+        with ends.ended_if_hanging(self._bar.hang_s):
+            n_before = self._bar.attempt(names)
+            if n_before and self._words:
+                self._bar.tell(f"{len(names)} rows {ends.again(ends.ended_here(self._words))}")
+            whole = n_before < ATTEMPTS
             added = self.run(batch) if whole else None
         if added is None:
             parts = [self._alone(batch.slice(i, 1), name) for i, name in enumerate(names)]
@@ -222,7 +250,7 @@ class _Operator:
 
     def _alone(self, row: pa.Table, name: str) -> pa.Table:
         """The row's columns, or no row if it ended its worker alone as well."""
-        with ended_if_hanging(self._bar.hang_s):
+        with ends.ended_if_hanging(self._bar.hang_s):
             if self._bar.attempt([name]) < ATTEMPTS:
                 added = self.run(row)
                 self._bar.ended([name])
@@ -239,7 +267,8 @@ class _Operator:
         """The worker's columns beside `row_id`."""
         name = type(self._worker).__name__
         require(batch, self._worker.reads, f"{name} input")
-        added = self._worker(batch)
+        with ends.told_memory():
+            added = self._worker(batch)
         require(added, self._worker.adds, f"{name} output")
         if added.num_rows != batch.num_rows:
             raise SchemaError(f"{name} output: want {batch.num_rows} rows, got {added.num_rows}")
@@ -247,3 +276,8 @@ class _Operator:
 
     def _result(self, batch: pa.Table, added: pa.Table) -> pa.Table:
         return pa.table({"row_id": batch["row_id"]} | {field.name: added[field.name] for field in self._worker.adds})
+
+
+def _start() -> str:
+    """What the starts of this actor are counted under; it keeps its name when Ray starts it again."""
+    return f"start of {ray.get_runtime_context().get_actor_id()}"

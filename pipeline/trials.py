@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 from ray import tune
 from ray.tune import Tuner
 
-from pipeline import plan, proposals
+from pipeline import ends, plan, proposals
 from pipeline.artifact import Store
 from pipeline.config import LOCAL_MLFLOW, Recipe, changed
 from pipeline.outcomes import Outcome, Settings, point
@@ -73,7 +73,8 @@ def trainable(work: Work, rung: int, settings_of: Mapping[int, Settings]) -> Cal
         job = given.get("job")
         settings, seed_offset = (settings_of[job["number"]], job["seed_offset"]) if job else (given, 0)
         own = recipe_of(recipe, settings, rung, seed_offset)
-        plan.run(own, store, names, Silence(), tasks)
+        with ends.last_words(_words(tune.get_context().get_trial_id())):
+            plan.run(own, store, names, Silence(), tasks)
         found = measured(own, store)
         values = {key: saved["value"] for key, saved in found[names[-1]].items()}
         there = point(found[names[-1]], found["filter"])
@@ -119,7 +120,7 @@ def run(
         )
     results = tuner.fit()
     _keep_logs(work)
-    return [(_given(result), result.error) for result in results]
+    return [(_given(result), _explained(result)) for result in results]
 
 
 def measured(own: Recipe, store: Store) -> dict[str, Mapping[str, Any]]:
@@ -148,6 +149,21 @@ def outcome(
 def _given(result: tune.Result) -> Settings:
     assert result.config is not None  # every trial reports its start, and Ray adds its configuration
     return result.config
+
+
+def _explained(result: tune.Result) -> Exception | None:
+    """The trial's error; of a worker that ended, how."""
+    if result.error is None:
+        return None
+    try:
+        with ends.read_for(_words((result.metrics or {}).get("trial_id"))):
+            raise result.error
+    except Exception as error:
+        return error
+
+
+def _words(trial_id: object) -> str:
+    return f"trial-{trial_id}"
 
 
 def _callbacks(work: Work) -> list[tune.Callback]:

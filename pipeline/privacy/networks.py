@@ -8,6 +8,7 @@ Axis letters: n images or queries, m gallery images, c channels, h height, w wid
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from pipeline.images import to_torch
 from pipeline.privacy.augment import moved
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
+REGISTER_CHANNELS = 16
+"""Float channels in the widest register of a CPU."""
 
 
 class SiameseNetwork(nn.Module):
@@ -172,6 +175,27 @@ class _ResNet(nn.Module):
         super().__init__()
         self.trunk = ResNetModel(ResNetConfig(**settings))
         self.pool = nn.AdaptiveAvgPool2d(grid)
+        _keep_within_workspace(self.trunk)
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k g g"]:
         return self.pool(self.trunk(images).last_hidden_state)
+
+
+def _keep_within_workspace(trunk: nn.Module) -> None:
+    """Let convolutions that only pick pixels pick them beforehand, where oneDNN would write past its workspace.
+
+    oneDNN#6035 (in torch 2.13 still): for the weights' gradient of a 1x1 convolution with a stride over few channels,
+    channels last, it counts a register of channels per pixel where it has room for those that there are. The heap is
+    overwritten; with several threads it may also be only the gradient that is wrong.
+    """
+    for part in trunk.modules():
+        if isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1) and part.in_channels < REGISTER_CHANNELS:
+            part.register_forward_pre_hook(partial(_picked, stride=part.stride))
+            part.stride = (1, 1)
+
+
+def _picked(
+    _: nn.Module, images: tuple[Float[Tensor, "n c h w"]], stride: tuple[int, ...]
+) -> Float[Tensor, "n c _ _"]:
+    """The pixels that a 1x1 convolution with this stride sees."""
+    return images[0][..., :: stride[0], :: stride[1]]

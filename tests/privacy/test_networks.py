@@ -1,4 +1,7 @@
+import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import ROOT
 
 from pipeline import config
 from pipeline.images import to_torch
@@ -40,6 +44,44 @@ def test_every_backbone_embeds_grey_and_colour_into_the_unit_cube(
 def test_the_two_small_backbones_are_different_architectures() -> None:
     kinds = [{type(part).__name__ for part in small(name).modules()} for name in ("conv", "resnet")]
     assert "ResNetBasicLayer" in kinds[1] - kinds[0]
+
+
+TRAINED = """
+import numpy as np, torch
+from pipeline import config
+from pipeline.privacy.training import fit
+torch.set_num_threads(1)
+network = config.Network(backbone="resnet", width={width}, embedding=8, steps=3, patients_per_batch=8)
+images = np.random.default_rng(0).integers(0, 256, (16, 256, 256, 1), np.uint8)
+fit(network, config.Augment(), images, np.arange(16) // 2, seed=0)
+"""
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_a_narrow_residual_network_is_trained_on_large_films(width: int) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-c", TRAINED.format(width=width)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stderr  # the heap was overwritten, so that the process ended by a signal
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("image_px", [64, 48, 40])
+def test_a_narrow_residual_network_picks_the_pixels_that_its_strides_pick(image_px: int) -> None:
+    trunk = small("resnet", image_px).backbone
+    strided, n_changed = copy.deepcopy(trunk), 0
+    for part in strided.modules():
+        if isinstance(part, torch.nn.Conv2d) and part._forward_pre_hooks:
+            part._forward_pre_hooks.clear()
+            part.stride, n_changed = (2, 2), n_changed + 1
+    images = standardised(to_torch(films(3, image_px)))
+    torch.testing.assert_close(trunk(images), strided(images), rtol=1e-5, atol=1e-5)
+    assert n_changed == 2
+
+
+def test_a_residual_network_of_usual_width_is_left_as_it_is() -> None:
+    network = config.Network(backbone="resnet", width=16)
+    assert not any(part._forward_pre_hooks for part in SiameseNetwork(network, 32, 1).modules())
 
 
 def test_the_head_weighs_absolute_differences() -> None:
