@@ -292,7 +292,7 @@ def of_people(labels: Sequence[Sequence[int]], patients: Sequence[int], images: 
 
 
 def test_a_finding_that_fewer_than_k_patients_have_or_are_known_to_lack_is_left_out_by_name() -> None:
-    # `edema`: three patients have it, three lack it; `mass`: two have it, in three images; `scar`: all but one have it.
+    # `edema`: three patients have it, three lack it; `mass`: two have it, in three images; `scar`: one lacks it.
     labels = [[1, 0, 1], [1, 1, 1], [1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0], [0, -1, -1]]
     test = of_people(labels, [0, 1, 1, 2, 3, 4, 5])
     test.labels[3, 0] = 1
@@ -310,7 +310,10 @@ def test_a_finding_that_fewer_than_k_patients_have_or_are_known_to_lack_is_left_
 
 def test_a_figure_of_fewer_than_k_is_left_out_and_one_that_was_not_measured_stays() -> None:
     told = {f"privacy/a/{n}": Estimate(0.5, 0.4, 0.6, n) for n in (0, 4, 5)}
-    assert set(measures.without_small_cells(told, of_people([[1]], [0]), ["x"], k=5)) == {"privacy/a/0", "privacy/a/5"}
+    assert set(measures.without_small_cells(told, of_people([[1]], [0]), ["x"], k=5)) == {
+        "privacy/a/0",
+        "privacy/a/5",
+    }
 
 
 @pytest.fixture(scope="module")

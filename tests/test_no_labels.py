@@ -36,7 +36,9 @@ def cohort(folder: Path, n_patients: int = 100) -> None:
         writer.writerows(rows)
 
 
-def test_a_cohort_without_any_label_is_distilled_judged_and_reported_with_utility_not_measured(tmp_path: Path) -> None:
+def test_a_cohort_without_any_label_is_distilled_judged_and_reported_with_utility_not_measured(
+    tmp_path: Path,
+) -> None:
     cohort(tmp_path / "cohort")
     tree = yaml.safe_load(RECIPE.read_text())
     tree["ingest"] = {

@@ -111,7 +111,9 @@ def test_who_shares_already_lets_a_single_record_join():
 
 
 def test_sharing_is_counted_by_patient_and_not_by_image_and_what_too_few_share_is_withheld():
-    told = recompose(records(*[{"patient": "1", "phrases": ["old bullet"], "labels": [1, 0]}] * 9), FINDINGS, ALL, k=2)
+    told = recompose(
+        records(*[{"patient": "1", "phrases": ["old bullet"], "labels": [1, 0]}] * 9), FINDINGS, ALL, k=2
+    )
     assert told.prompts == [None] * 9
     assert told.labels.tolist() == [[0, 0]] * 9
     assert told.levels == {WITHHELD: 9}
@@ -162,7 +164,9 @@ def test_every_phrase_that_crosses_is_used_by_k_patients(rows, k):
     for row in table.to_pylist():
         for phrase in row["prompt"].split(", "):
             speakers[phrase].add(row["patient_id"])
-    told = {phrase for prompt in recompose(table, FINDINGS, ALL, k).prompts if prompt for phrase in prompt.split(", ")}
+    told = {
+        phrase for prompt in recompose(table, FINDINGS, ALL, k).prompts if prompt for phrase in prompt.split(", ")
+    }
     assert all(len(speakers[phrase]) >= k for phrase in told - {FALLBACK})
 
 

@@ -30,6 +30,7 @@ NETWORKS = ("filter's network", "auditor")
 EXCESS = Estimate(0.01, -0.01, 0.03, 1500)
 LEAKS = Estimate(0.4, 0.37, 0.43, 1500)
 GUESSING, TOLD = Estimate(0.52, 0.48, 0.56, 900), Estimate(0.8, 0.77, 0.83, 900)
+FEW_PEOPLE = Estimate(0.6, 0.5, 0.7, 80)
 GOOD = Evidence(
     excess={"student": EXCESS, "student, private prompts": EXCESS, "kept set": EXCESS},
     strict={name: Estimate(0.0, -0.01, 0.01, 1500) for name in ("student", "kept set")},
@@ -45,7 +46,9 @@ GOOD = Evidence(
     n_below_k=0,
     n_leaks={},
 )
-CONDITIONS = config.Gate(max_excess=0.05, max_excess_strict=0.02, min_recall=0.9, min_coverage=0.3, max_membership=0.65)
+CONDITIONS = config.Gate(
+    max_excess=0.05, max_excess_strict=0.02, min_recall=0.9, min_coverage=0.3, max_membership=0.65
+)
 
 
 def judged(evidence: Evidence) -> dict[str, Verdict]:
@@ -85,7 +88,7 @@ def test_a_package_that_meets_every_condition_is_cleared() -> None:
         ("membership", "the student's loss", TOLD, "membership by the student's loss", "fail"),
         ("membership", "the student's loss", NOTHING, "membership by the student's loss", UNSURE),
         ("membership", "gaps in the kept set", TOLD, "membership by gaps in the kept set", "fail"),
-        ("membership", "gaps in the kept set", Estimate(0.6, 0.5, 0.7, 80), "membership by gaps in the kept set", UNSURE),
+        ("membership", "gaps in the kept set", FEW_PEOPLE, "membership by gaps in the kept set", UNSURE),
         # The attack tells strangers from strangers: its answer about members is worth nothing.
         ("membership_null", "the student's loss", TOLD, "membership by the student's loss", UNSURE),
         ("membership_null", "the student's loss", NOTHING, "membership by the student's loss", UNSURE),
@@ -174,9 +177,7 @@ def test_a_verdict_quotes_value_interval_n_and_limit() -> None:
     assert verdict.wanted == "at most 5.0%"
     assert at_least("coverage", wilson(0, 0), 0.3, "why").measured == "not measured"
     attack = member("loss", Estimate(0.58, 0.55, 0.61, 1200), GUESSING, 0.65)
-    assert attack.measured == (
-        "AUC 0.58 [0.55, 0.61], n 1,200; strangers among themselves 0.52 [0.48, 0.56], n 900"
-    )
+    assert attack.measured == ("AUC 0.58 [0.55, 0.61], n 1,200; strangers among themselves 0.52 [0.48, 0.56], n 900")
     assert attack.wanted == "upper bound at most 0.65"
 
 

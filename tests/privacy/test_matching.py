@@ -26,9 +26,7 @@ def gallery(vectors: list[list[float]], patients: str) -> Gallery:
     return Gallery(torch.tensor(vectors), list(patients), [f"r{i}" for i in range(len(vectors))])
 
 
-def random_case(
-    seed: int, n: int = 9, m: int = 23, n_poses: int = 1
-) -> tuple[SiameseNetwork, torch.Tensor, Gallery]:
+def random_case(seed: int, n: int = 9, m: int = 23, n_poses: int = 1) -> tuple[SiameseNetwork, torch.Tensor, Gallery]:
     """Embeddings on a coarse grid, so that ties are common; m films."""
     generator = torch.Generator().manual_seed(seed)
     model = network(torch.randint(-2, 3, (4,), generator=generator).mul(0.5).tolist(), 1.0)
