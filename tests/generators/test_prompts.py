@@ -76,7 +76,7 @@ def test_a_prompt_that_k_patients_share_stays_and_others_lose_detail_until_they_
     assert [told.prompts[i] for i in (4, 8, 9)] == [FALLBACK] * 3
     assert told.labels.tolist() == [[0, 0]] * 10
     assert told.levels == {UNCHANGED: 3, "shared phrases only": 1, "no age": 3, NOTHING: 3}
-    assert list(told.levels)[0] == UNCHANGED
+    assert next(iter(told.levels)) == UNCHANGED
 
 
 def test_a_prompt_that_k_patients_share_with_other_labels_is_not_shared():
