@@ -4,10 +4,11 @@
     python -m benchmarks.study interval jobs/recipes/phantom.yaml --store runs/demo
     python -m benchmarks.study cost jobs/recipes/phantom.yaml --store runs/demo
 
-Each needs a store with scored samples (`python -m jobs.score`), `cost` a finished run and a finished study. Prints
-JSON. `search` measures settings as rung 0 does, by kept set; `interval` measures students of the recipe's own setting
-as rung 1 does. What was measured before is read from the store. `cost` takes a run from the start of
-its filter to the end of its evaluation.
+Each needs a store with scored samples (`python -m jobs.score`), `cost` a finished run and a finished study. The
+study's judge is made if it is missing. Prints JSON. `search` measures settings as rung 0 does, by kept set;
+`interval` measures students of the recipe's own setting as rung 1 does, all by one threshold, whose error is in the
+interval and not in where they land. What was measured before is read from the store. `cost` takes a run from the
+start of its filter to the end of its evaluation.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ from pipeline.estimate import Estimate
 from pipeline.front import Point
 from pipeline.outcomes import Settings, own_settings, point
 from pipeline.progress import Silence
-from pipeline.steps.trial import TrialError
+from pipeline.steps import judge
+from pipeline.steps.trial import EXACT, TrialError
 
 N_SEARCHES = 5
 N_SEEDS = 2
@@ -98,26 +100,42 @@ def interval(recipe: Recipe, store: Store) -> dict[str, Any]:
     settings = [own_settings(recipe), *OTHERS]
     n_seeds = [N_SEEDS + N_NEW_SEEDS, *[N_SEEDS] * len(OTHERS)]
     jobs = [(position, seed) for position, n in enumerate(n_seeds) for seed in range(n)]
-    points = _side_by_side(
-        _measured, [(recipe, store.uri, settings[position], trials.STUDENT, seed) for position, seed in jobs]
+    found = _side_by_side(
+        _metrics, [(recipe, store.uri, settings[position], trials.STUDENT, seed) for position, seed in jobs]
     )
-    groups = [
-        [one for (at, _), one in zip(jobs, points, strict=True) if at == position]
-        for position in range(len(settings))
-    ]
-    return {
-        name: _coverage([[getattr(one, name) for one in group] for group in groups]) for name in ("ratio", "auroc")
-    }
+
+    measure = trials.STUDENT[-1]
+
+    def groups(key: str) -> list[list[Estimate]]:
+        """By setting, a metric of each of its students."""
+        return [
+            [
+                Estimate.from_dict(one[measure][key])
+                for (at, _), one in zip(jobs, found, strict=True)
+                if at == position
+            ]
+            for position in range(len(settings))
+        ]
+
+    ratios = _coverage(groups(f"judge_ratio{EXACT}"), groups("judge_ratio"))
+    aurocs = groups("macro_auroc")
+    return {"ratio": ratios, "auroc": _coverage(aurocs, aurocs)}
 
 
-def _coverage(groups: Sequence[Sequence[Estimate]]) -> dict[str, Any]:
-    own, others = groups[0], groups[1:]
+def _coverage(groups: Sequence[Sequence[Estimate]], whole: Sequence[Sequence[Estimate]]) -> dict[str, Any]:
+    """`whole` holds the error that all students share, which the students at hand do not show: see `over_seeds`."""
+    own = groups[0]
+
+    def stated_by(chosen: Sequence[int]) -> Estimate:
+        some = ([[every[0][i] for i in chosen], *every[1:]] for every in (groups, whole))
+        return front.over_seeds(*some)[0]
+
     shares = []
     for chosen in itertools.combinations(range(len(own)), N_SEEDS):
-        stated = front.over_seeds([[own[i] for i in chosen], *others])[0]
+        stated = stated_by(chosen)
         rest = [one.value for i, one in enumerate(own) if i not in chosen]
         shares.append(np.mean([stated.low <= value <= stated.high for value in rest]))
-    first = front.over_seeds([own[:N_SEEDS], *others])[0]
+    first = stated_by(range(N_SEEDS))
     return {
         "stated": first.as_dict(),
         "first": float(shares[0]),
@@ -127,12 +145,19 @@ def _coverage(groups: Sequence[Sequence[Estimate]]) -> dict[str, Any]:
 
 
 def _measured(recipe: Recipe, store_uri: str, settings: Settings, names: Sequence[str], seed_offset: int) -> Point:
+    """A setting's point, as a trial measures it."""
+    measured = _metrics(recipe, store_uri, settings, names, seed_offset)
+    return point(measured[names[-1]], measured["filter"])
+
+
+def _metrics(
+    recipe: Recipe, store_uri: str, settings: Settings, names: Sequence[str], seed_offset: int
+) -> dict[str, Mapping[str, Any]]:
     """A setting as a trial measures it: the kept set as on rung 0, or a short student as on rung 1."""
     rung = int(names == trials.STUDENT)
     own, store = trials.recipe_of(recipe, settings, rung, seed_offset), Store(store_uri)
     plan.run(own, store, names, Silence(), trials.tasks)
-    measured = trials.measured(own, store)
-    return point(measured[names[-1]], measured["filter"])
+    return trials.measured(own, store)
 
 
 def _side_by_side(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -164,4 +189,6 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     study_recipe = tune.study_of(read(arguments.recipe))
     with cluster.connect(study_recipe):
+        if arguments.question != "cost":
+            plan.run(study_recipe, Store(arguments.store), judge.NAMES, Silence(), trials.tasks)
         print(json.dumps(QUESTIONS[arguments.question](study_recipe, Store(arguments.store)), indent=1))

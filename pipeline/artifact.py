@@ -414,7 +414,7 @@ class Store:
         if name not in self._secrets and (found := self._secret(f"{self.root}/{name}", create)):
             if len(found) != SECRET_BYTES:
                 raise ArtifactError(
-                    f"store {self.uri}/{name}: want {SECRET_BYTES} bytes, got {len(found)} — put the right file back; "
+                    f"store {self.uri}/{name}: want {SECRET_BYTES} bytes, got {len(found)} — put the file back; "
                     "without it, nothing that was made here can be made again"
                 )
             self._secrets[name] = found

@@ -64,8 +64,8 @@ class Table(Section):
     text: str | None = "text"
     """Column with the report or caption; none means that prompts come from labels, age, sex and view."""
     labels: str | tuple[str, ...] | None = "labels"
-    """One column of names joined by `label_separator`, or one column per finding holding 0, 1, -1 or blank; none for a
-    cohort without labels, of which utility is not measured."""
+    """One column of names joined by `label_separator`, or one column per finding holding 0, 1, -1 or blank; none for
+    a cohort without labels, of which utility is not measured."""
     label_separator: str = "|"
     """What stands between the names in a joined label column."""
     findings: tuple[str, ...] = ()
@@ -470,10 +470,10 @@ class Filter(Section):
     fdr: FdrRule = FdrRule()
     """Rule `fdr`."""
     decoys: bool | None = None
-    """Whether images too much like an unseen `control` patient are dropped as well, so that a gap in the kept set does
-    not tell who was trained on; none does it where `control` has at least as many patients as `train`."""
+    """Whether images too much like an unseen `control` patient are dropped as well, so that a gap in the kept set
+    does not tell who was trained on; none does it where `control` has at least as many patients as `train`."""
     max_per_class: Count | None = None
-    """Most images kept of any finding, and of those that show none; the least re-identifiable stay. None keeps all."""
+    """Most images kept of any finding, and of those that show none; the least re-identifiable stay. None is all."""
 
 
 class Classifier(Section):
@@ -553,15 +553,15 @@ class Gate(Section):
     max_excess_strict: Frac = 0.02
     """The same at the 99th percentile of control: the surest matches."""
     min_recall: Frac = 0.9
-    """Smallest share of changed copies of training images that each of the two networks flags, at the threshold that it
-    is used with: of the kind of change that it finds worst, at the strengths below."""
+    """Smallest share of changed copies of training images that each of the two networks flags, at the threshold that
+    it is used with: of the kind of change that it finds worst, at the strengths below."""
     strengths: Strengths = Strengths()
     """Changes that must be survived."""
     near_timestep_frac: Frac = 0.5
     """How far a real image is noised before the teacher denoises it, to make a near-duplicate; one more kind."""
     min_coverage: Frac = 0.3
-    """Smallest coverage of the real test set by the student (no collapse), as a share of what as many other real images
-    cover."""
+    """Smallest coverage of the real test set by the student (no collapse), as a share of what as many other real
+    images cover."""
     max_membership: Annotated[float, Field(ge=0.5, le=1)] = 0.65
     """Largest upper 95 % bound of the AUC with which an attacker tells who was trained on: by the student's loss on a
     film, and by the gaps in the kept set."""
@@ -613,7 +613,8 @@ class Tune(Section):
     student_seeds: Annotated[int, Field(ge=2)] = 2
     """Full students of each setting on the highest rung; the spread between them makes the intervals."""
     max_ratio: Frac = 0.1
-    """The question: which setting is most useful while the auditor's ratio is at most this, with 95 % confidence?"""
+    """The question: which setting is most useful while the ratio by the study's own judge is at most this, with 95 %
+    confidence? What the auditor says to the answer is told beside it."""
     concurrent: Count = 2
     """Trials that run side by side."""
     mlflow: str | None = None

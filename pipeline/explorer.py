@@ -23,6 +23,9 @@ from pipeline.explorer_plots import Mark
 from pipeline.page import inlined, security_policy, templates
 
 View = Literal["validation", "test"]
+RATIO_OF: Mapping[View, str] = {"validation": "judge_ratio", "test": "audit_ratio"}
+"""By whom each view counts: the study's judge, by which settings were chosen, and the auditor, which was held out."""
+NETWORK_OF: Mapping[View, str] = {"validation": "the study’s judge", "test": "the auditor"}
 N_BINS = 512
 
 
@@ -84,9 +87,10 @@ class Trial:
     rung: int = 0
     """How thoroughly it was measured: an index of `Explorer.rung_names`."""
     validation: Mapping[str, Estimate] = field(default_factory=dict)
-    """Keys `audit_ratio`, `reid_ratio`, `macro_auroc`, `kept_frac`, `auroc_<finding>`."""
+    """Keys `judge_ratio`, `reid_ratio`, `macro_auroc`, `kept_frac`, `auroc_<finding>`."""
     test: Mapping[str, Estimate] = field(default_factory=dict)
-    """The same on patients that no trial saw; empty unless it was measured again."""
+    """What was held out: the same and `audit_ratio`, on other images of its students and on patients that no trial
+    saw; empty unless it was measured again."""
     on_front: bool = False
     """No other trial is better in one objective and at least as good in all."""
     ablation: str = ""
@@ -130,7 +134,7 @@ class Explorer:
     recall_confidence: float = 0.95
     """One-sided confidence of the rule `recall`."""
     control_ratio: Mapping[View, Estimate] = field(default_factory=dict)
-    """Share of unseen patients' images that the auditor flags."""
+    """Share of unseen patients' images that the view's network flags."""
     kept_images: UInt8[np.ndarray, "n h w c"] | None = None
     """Some images that the recommended setting keeps; they may leave the building."""
     caveats: Sequence[str] = ()
@@ -210,6 +214,8 @@ def render(explorer: Explorer) -> str:
             chosen=None if explorer.recommended is None else by_number[explorer.recommended],
             ablations=[trial for trial in tried if trial.ablation],
             metric=metric,
+            ratio_of=RATIO_OF,
+            network_of=NETWORK_OF,
             size=lambda found: int(found.counts.sum()) + found.always,
             n_steps=N_BINS,
             ratio_axis=ratio_axis,
@@ -240,7 +246,7 @@ def marks(trials: Sequence[Trial], view: View, recommended: int | None) -> list[
             _label(trial, recommended),
         )
         for trial in trials
-        if (ratio := metric(trial, view, "audit_ratio")) and (auroc := metric(trial, view, "macro_auroc"))
+        if (ratio := metric(trial, view, RATIO_OF[view])) and (auroc := metric(trial, view, "macro_auroc"))
     ]
     return sorted(found, key=lambda mark: (mark.number == recommended, bool(mark.label), mark.number))
 

@@ -91,7 +91,7 @@ def privacy(scores: Risk, filter_threshold: float | None) -> Metrics:
 
 
 def _ratios(scores: Risk) -> Metrics:
-    """By both networks; and the kept set's excess at a strict percentile, for near copies that a loose rule lets by."""
+    """By both networks; and the kept set's excess at a strict percentile, for near copies that slip by."""
     found: Metrics = {}
     subjects = {
         "teacher": scores.teacher,
@@ -347,7 +347,7 @@ def fidelity(
         shares = distances.manifold(reference, features, neighbours=section.neighbours)
         found |= {f"fidelity/{subject}/{name}": share for name, share in shares._asdict().items()}
         found[f"fidelity/{subject}/coverage_relative"] = distances.relative_coverage(
-            shares.coverage, found["fidelity/control/coverage"]
+            shares.coverage, found["fidelity/control/coverage"], n
         )
     for subject, made in synthetic.items():
         found |= _diversity(subject, made, section.ssim_prompts, seed)

@@ -39,8 +39,8 @@ def outcomes_of(rung: Artifact) -> list[Outcome]:
 
 
 def point(metrics: Mapping[str, Any], kept: Mapping[str, Any]) -> Point:
-    """A trial's metrics and its filter's counts as a point of the front."""
-    ratio, auroc = (Estimate.from_dict(metrics[key]) for key in ("audit_ratio", "macro_auroc"))
+    """A trial's metrics and its filter's counts as a point of the front: the judge's ratio, never the auditor's."""
+    ratio, auroc = (Estimate.from_dict(metrics[key]) for key in ("judge_ratio", "macro_auroc"))
     return Point(ratio, auroc, kept["n_kept"] / kept["n_sampled"])
 
 

@@ -14,7 +14,7 @@ from pipeline.config import Recipe
 from pipeline.outcomes import PARAMETERS, Outcome, is_own, own_settings, point
 from pipeline.seeds import row_seed
 
-OBJECTIVES = {"audit_ratio": "min", "macro_auroc": "max", "kept_frac": "max"}
+OBJECTIVES = {"judge_ratio": "min", "macro_auroc": "max", "kept_frac": "max"}
 DIRECTIONS = [
     optuna.study.StudyDirection.MINIMIZE if mode == "min" else optuna.study.StudyDirection.MAXIMIZE
     for mode in OBJECTIVES.values()

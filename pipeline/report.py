@@ -223,7 +223,7 @@ def relative_reduction(teacher: Estimate, student: Estimate) -> Estimate | None:
 def recall_rows(
     metrics: Mapping[str, Estimate], strengths: Mapping[str, float]
 ) -> dict[str, dict[float, tuple[str, Estimate | None, Estimate | None]]]:
-    """Kind of change -> factor of the demanded strength -> the strength, and recall by filter's network and auditor."""
+    """Kind of change -> factor of the demanded strength -> strength, recall by filter's network and auditor."""
     found: dict[str, dict[float, tuple[str, Estimate | None, Estimate | None]]] = {}
     for key in metrics:
         named = re.fullmatch(r"privacy/\w+/recall_(\w+)_x([\d.]+)", key)

@@ -114,8 +114,8 @@ def _told(recipe: Recipe, store: Store) -> str:
     name = _read(recipe, store)
     if name is None:
         raise ArtifactError(
-            f"store {store.uri}: want {PATH}, or the cohort's name in {_path(recipe)}, got neither: this user may not "
-            "read the one, and the other was not written — run it as who may, once, with this recipe"
+            f"store {store.uri}: want {PATH}, or the cohort's name in {_path(recipe)}, got neither: this user may "
+            "not read the one, and the other was not written — run it as who may, once, with this recipe"
         )
     return name
 

@@ -19,7 +19,7 @@ Origin = int | bytes
 
 
 def row_seed(origin: Origin, *identity: object) -> int:
-    """A non-negative 63-bit seed from the origin and what identifies the row (BLAKE2b, keyed with a secret; RFC 7693)."""
+    """A non-negative 63-bit seed from the origin and what identifies the row (BLAKE2b, RFC 7693)."""
     return int.from_bytes(_digest(origin, identity, 8), "big") >> 1
 
 

@@ -16,31 +16,28 @@ import pyarrow.fs as pafs
 from ray import tune
 from ray.tune import Tuner
 
-from pipeline import config, plan, proposals
+from pipeline import plan, proposals
 from pipeline.artifact import Store
 from pipeline.config import LOCAL_MLFLOW, Recipe, changed
 from pipeline.outcomes import Outcome, Settings, point
 from pipeline.progress import Silence
-from pipeline.steps import trial
+from pipeline.steps import judge, trial
 from pipeline.storage import located
 from pipeline.task import Task, Work
 
-RUNGS = ("kept set", "short student", "full students, unseen patients")
+RUNGS = ("kept set", "short student", "full students, the auditor's word")
 LAST = len(RUNGS) - 1
 KEPT = ("filter", "trial/kept/control")
 """What the lowest rung makes."""
 STUDENT = ("filter", "distill", "trial/student_images", "trial/student_scores", "trial/student/control")
 """What the others make."""
+HELD_OUT = ("trial/fresh_images", "trial/fresh_scores", "trial/student/test")
+"""What the last one makes beside: by it nothing is chosen."""
 
 
 def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
-    """Every task of a trial: those of a run, and its measures."""
-    splits: tuple[config.Split, ...] = ("control", "test")
-    return [
-        *plan.tasks(recipe, n_rounds),
-        *trial.student_tasks(recipe),
-        *(task for split in splits for task in trial.tasks(recipe, n_rounds, split)),
-    ]
+    """Every task of a trial: those of a run, the judge's, and its measures."""
+    return [*plan.tasks(recipe, n_rounds), *judge.tasks(recipe), *trial.tasks(recipe)]
 
 
 def recipe_of(recipe: Recipe, settings: Settings, rung: int, seed_offset: int = 0) -> Recipe:
@@ -67,7 +64,7 @@ def trainable(work: Work, rung: int, settings_of: Mapping[int, Settings]) -> Cal
     recipe, store, bar = work.recipe, work.draft.store, work.bar
     names = STUDENT if rung else KEPT
     if rung == LAST:
-        names = (*names, "trial/student/test")
+        names = (*names, *HELD_OUT)
 
     def measure(given: Settings) -> None:
         """Make what the trial's recipe lacks and report what it came to."""

@@ -1,11 +1,13 @@
 """The study: how strict must the filter be, and what does that cost?
 
 All trials share teacher, samples and scores; a trial makes again what follows the filter. Trials climb rungs: the
-kept set itself (`tune/0`, seconds each), a short student (`tune/1`), and full ones, of several seeds and on patients
-too that no trial saw (`tune/2`). Each rung is a Ray Tune experiment and an artifact: if it is killed, Ray Tune
-restores it, and what a trial made is found again in the store. A setting climbs while it may still be on the front
-(`front.may_be_on_front`), the most promising first. Not here: how Ray Tune runs trials (`trials`), how
-a setting is measured (`steps.trial`), the mathematics of fronts (`front`), the page (`explorer`).
+kept set itself (`tune/0`, seconds each), a short student (`tune/1`), and full ones of several seeds (`tune/2`). What
+they are compared by is the study's own judge (`steps.judge`); the auditor is asked on the last rung alone, by whose
+word nothing is chosen, about other images of these students and on patients that no trial saw. Each rung is a Ray
+Tune experiment and an artifact: if it is killed, Ray Tune restores it, and what a trial made is found again in the
+store. A setting climbs while it may still be on the front (`front.may_be_on_front`), the most promising first. Not
+here: how Ray Tune runs trials (`trials`), how a setting is measured (`steps.trial`), the mathematics of fronts
+(`front`), the page (`explorer`).
 """
 
 from __future__ import annotations
@@ -27,20 +29,20 @@ from pipeline.explorer import Explorer
 from pipeline.folders import Folder
 from pipeline.outcomes import PARAMETERS, Outcome, Settings, outcomes_of, own_settings, point
 from pipeline.progress import Silence
-from pipeline.steps import trial
+from pipeline.steps import ingest, judge, trial
 from pipeline.steps.report import LeakError
 from pipeline.task import Made, Task, Work
 from pipeline.tune_report import Answer, Tried, answer, parameter, told
 
-VERSION = 1
+VERSION = 2
 SHARED = ("teach", "identify", "sample", "score")
 """What all trials share."""
 WORDS = ("ingest", *SHARED, "tune")
 
 
 def tasks(recipe: Recipe) -> list[Task]:
-    """The rungs, after what they rest on."""
-    shared = ("ingest", "score/gallery", "score/unseen", "sample/0", "score/0")
+    """The study's judge, and the rungs after what they rest on."""
+    shared = ("ingest", "score/gallery", "score/unseen", "sample/0", "score/0", *judge.NAMES)
     study = recipe.tune
     space = {"trials", *PARAMETERS, "rules", "guidance_scale", "max_per_class"}
     measured = {"classifier", "n_train", "bootstrap", "control_percentile"}
@@ -72,6 +74,7 @@ def tasks(recipe: Recipe) -> list[Task]:
     inputs = (*shared, *(task.name for task in rungs))
     asked = {"max_ratio": study.max_ratio, "filter": recipe.filter.model_dump(mode="json"), "name": recipe.name}
     return [
+        *judge.tasks(recipe),
         *rungs,
         Task("tune", make_answer, asked, inputs, "releasable", VERSION, about="front, recommendation, public page"),
         Task("tune/custodian", make_private_page, asked, inputs, version=VERSION, about="the page, private edition"),
@@ -92,9 +95,10 @@ def check(recipe: Recipe, store: Store, lines: list[plan.Line], words: Collectio
     """A study makes what a store lacks, but it does not take hours because it was given another recipe's store.
 
     Raises: ArtifactError if the store has a teacher, networks, samples or scores, and they are of another recipe;
-        ConfigError if there is no MLflow to log to; whatever `plan.check` raises.
+        ConfigError if there is no MLflow to log to, or no finding to learn; whatever `plan.check` raises.
     """
     remarks = plan.check(recipe, store, lines, words)
+    _require_findings(recipe, store, lines)
     if recipe.tune.mlflow and not importlib.util.find_spec("mlflow"):
         raise ConfigError(
             "key 'tune.mlflow': want the package mlflow, got none — pip install mlflow-skinny, or leave it"
@@ -111,6 +115,17 @@ def check(recipe: Recipe, store: Store, lines: list[plan.Line], words: Collectio
                 "of this store, or run python -m jobs.all with this one first"
             )
     return remarks
+
+
+def _require_findings(recipe: Recipe, store: Store, lines: list[plan.Line]) -> None:
+    """A cohort has findings or not, as soon as it is listed; hours later no trial could be measured."""
+    made = next((line.artifact for line in lines if line.task.name == "ingest"), None)
+    findings = made.facts["findings"] if made else ingest.checked(recipe, store)[0].findings
+    if not findings:
+        raise ConfigError(
+            f"tune needs findings: want a cohort with labels, got none — {trial.NEEDS_FINDINGS}; give some "
+            "(ingest.table.labels), or use jobs.all, which does without"
+        )
 
 
 def make(work: Work, rung: int) -> Made:
@@ -202,7 +217,7 @@ def _sample_all(work: Work) -> None:
     """Sample and score at every guidance scale of the space, once and before trials that share them."""
     for scale in work.recipe.tune.guidance_scale:
         own = changed(work.recipe, {"sample.guidance_scale": scale})
-        plan.run(own, work.draft.store, ("sample", "score"), Silence(), trials.tasks)
+        plan.run(own, work.draft.store, ("sample", "score", *judge.NAMES), Silence(), trials.tasks)
 
 
 def _measure_again(work: Work, rung: int, chosen: Sequence[Outcome]) -> list[Outcome]:

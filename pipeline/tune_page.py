@@ -10,18 +10,26 @@ from collections.abc import Mapping
 
 import numpy as np
 import pyarrow.compute as pc
+from jaxtyping import Float
 
-from pipeline import explorer, images, measures, records
+from pipeline import config, explorer, images, measures, records
 from pipeline.artifact import Artifact
 from pipeline.config import Filter, Recipe, Rule
 from pipeline.estimate import Estimate
 from pipeline.explorer import Explorer, Private, RuleAsSet, Scored, Trial
 from pipeline.outcomes import PARAMETERS
 from pipeline.privacy import rules
-from pipeline.privacy.risk import clustered
+from pipeline.privacy.risk import ratio_over_control
 from pipeline.seeds import numpy_generator
+from pipeline.steps import judge
 from pipeline.tune_report import Answer, Tried, parameter
 
+VIEWS: Mapping[explorer.View, tuple[config.Split, config.Split, str, str]] = {
+    "validation": ("control", "test", "tune/unseen", judge.COLUMN),
+    "test": ("test", "control", "score/unseen", "audit_score"),
+}
+"""Whose scores set the threshold, whose are counted, and by which network: the judge where it chose, the auditor
+where it was held out."""
 RUNGS = ("the kept set alone", "a short student", "several full students")
 SAMPLES = "samples"
 SHOWN_IMAGES = 240
@@ -33,7 +41,7 @@ def explorer_of(recipe: Recipe, inputs: Mapping[str, Artifact], found: Answer, s
     scores = inputs["score/0"].table(columns=["row_id", "reid_score", "pixel_copy"])
     values = scores["reid_score"].to_numpy().astype(np.float64)
     copies = scores["pixel_copy"].to_numpy(zero_copy_only=False)
-    control = _unseen(inputs, "control", "reid_score")
+    control = _strangers(inputs, "control", "score/unseen", "reid_score")[0]
     same = inputs["score/gallery"].table("same_patient")["filter_network"].to_numpy()
     as_set = _as_set(recipe.filter, values, copies, control, same)
     thresholds = [one.kept.get("threshold") for one in found.tried] + [rule.threshold for rule in as_set]
@@ -45,8 +53,8 @@ def explorer_of(recipe: Recipe, inputs: Mapping[str, Artifact], found: Answer, s
         seed=recipe.seed,
         date=datetime.date.fromtimestamp(started_at).isoformat(),
         answer=found.sentence,
-        constraint=f"The auditor must flag at most {recipe.tune.max_ratio:.1%} of a student's images, with 95 % "
-        "confidence.",
+        constraint=f"The study's judge must flag at most {recipe.tune.max_ratio:.1%} of a student's images, with "
+        "95 % confidence.",
         recommended=found.recommended,
         trials=[_trial(one, found) for one in found.tried] + _without_student(found),
         rung_names=RUNGS,
@@ -139,20 +147,31 @@ def _as_set(
     return found
 
 
-def _unseen(inputs: Mapping[str, Artifact], split: str, column: str) -> np.ndarray:
-    ids = inputs["ingest"].table("records", ["row_id"], pc.field("split") == split)["row_id"].combine_chunks()
-    return inputs["score/unseen"].table(columns=[column], where=pc.field("row_id").isin(ids))[column].to_numpy()
+def _strangers(
+    inputs: Mapping[str, Artifact], split: str, scored: str, column: str
+) -> tuple[Float[np.ndarray, " n"], list[str]]:
+    """Scores of unseen patients' images, and whose they are."""
+    known = inputs["ingest"].table("records", ["row_id", "patient_id"], pc.field("split") == split)
+    patient_of = dict(zip(known["row_id"].to_pylist(), known["patient_id"].to_pylist(), strict=True))
+    within = pc.field("row_id").isin(known["row_id"].combine_chunks())
+    scores = inputs[scored].table(columns=["row_id", column], where=within)
+    return scores[column].to_numpy(), [patient_of[row_id] for row_id in scores["row_id"].to_pylist()]
 
 
 def _control_ratios(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[explorer.View, Estimate]:
-    """What the auditor flags of unseen patients whose scores did not set the threshold: those of the other split."""
-    pairs: dict[explorer.View, tuple[str, str]] = {"validation": ("control", "test"), "test": ("test", "control")}
+    """What each view's network flags of unseen patients who did not set its threshold: those of the other split."""
     found = {}
-    for view, (calibrated_on, measured_on) in pairs.items():
-        percentile = recipe.evaluate.control_percentile
-        limit = measures.control_threshold(_unseen(inputs, calibrated_on, "audit_score"), percentile)
-        patients = inputs["ingest"].table("records", ["patient_id"], pc.field("split") == measured_on)["patient_id"]
-        found[view] = clustered(_unseen(inputs, measured_on, "audit_score") >= limit, patients.to_pylist())
+    for view, (calibrated_on, counted_on, scored, column) in VIEWS.items():
+        control, control_patients = _strangers(inputs, calibrated_on, scored, column)
+        scores, patients = _strangers(inputs, counted_on, scored, column)
+        measures.control_threshold(control, recipe.evaluate.control_percentile)  # refuses a score that is missing
+        found[view] = ratio_over_control(
+            np.where(np.isnan(scores), np.inf, scores),
+            control,
+            recipe.evaluate.control_percentile,
+            clusters=patients,
+            control_clusters=control_patients,
+        )
     return found
 
 
@@ -161,7 +180,10 @@ def _caveats(recipe: Recipe, found: Answer) -> list[str]:
     said = [
         f"Intervals of the front say where one more student lands, from {n_seeds} of each setting that differ in "
         "their seed alone, their spread taken over all settings; those of the other settings say how well one "
-        "student was measured.",
+        "student was measured. Those of ratios hold the error of the threshold too, which is estimated from a "
+        "limited number of unseen patients.",
+        "The setting was chosen by the study's own judge. The auditor, by whom the gate decides, was held out: what "
+        "it says is about new images of the same students, none of which was trained anew for it.",
         "The kept set of a strict rule is measured on fewer images, and its student learns from fewer.",
     ]
     if recipe.tune.guidance_scale:

@@ -1,7 +1,9 @@
 """From the outcomes of a study to its answer: a table of what was tried, a recommendation, the data of the explorer.
 
-The front is measured on the last rung alone, over several seeds; the setting is chosen on the patients that the study
-may look at, and shown beside on patients that no trial saw. Not here: running trials (`tune`), the page (`explorer`).
+The front is measured on the last rung alone, over several seeds; the setting is chosen by the study's judge on the
+patients that the study may look at. Beside it stands what was held out: the auditor, by whom nothing is chosen, on
+other images of the same students and on patients that no trial saw. Not here: running trials (`tune`), the page
+(`explorer`).
 """
 
 # pyarrow.compute makes its functions at import, out of pyright's sight.
@@ -21,8 +23,14 @@ from pipeline.config import Recipe
 from pipeline.estimate import Estimate
 from pipeline.front import Point
 from pipeline.outcomes import PARAMETERS, Outcome, Settings, is_own
+from pipeline.steps.trial import EXACT
 
 MEASURED_ON = ("kept set", "short student", "full students")
+HELD_OUT = (
+    "by the auditor, which the study did not look at, on new images of the same students and on patients that no "
+    "trial saw"
+)
+JUDGED, AUDITED = "judge_ratio", "audit_ratio"
 NAMES = {"fixed": "threshold", "percentile": "percentile", "recall": "recall", "fdr": "fdr"}
 
 
@@ -37,7 +45,8 @@ class Tried(NamedTuple):
     validation: Mapping[str, Estimate]
     """Metrics on the patients that the study chooses by; over seeds on the last rung."""
     test: Mapping[str, Estimate]
-    """The same on patients that no trial saw; empty under the last rung."""
+    """What was held out: other images of the same students, on patients that no trial saw, with `audit_ratio`; empty
+    under the last rung."""
     kept_set: Mapping[str, Estimate]
     """Metrics of the kept set itself, without a student, on the patients of `validation`."""
     failed: str
@@ -45,7 +54,7 @@ class Tried(NamedTuple):
     @property
     def point(self) -> Point:
         """Where it stands on the plane of the front."""
-        return Point(self.validation["audit_ratio"], self.validation["macro_auroc"], self.kept_frac)
+        return Point(self.validation[JUDGED], self.validation["macro_auroc"], self.kept_frac)
 
     @property
     def kept_frac(self) -> float:
@@ -114,21 +123,34 @@ def tried_at(rungs: Sequence[Sequence[Outcome]]) -> list[Tried]:
 
 
 def _over_seeds(settings: Mapping[int, Sequence[Outcome]], name: str) -> dict[int, dict[str, Estimate]]:
-    """By number of the setting, its metrics over seeds; a metric that some run lacks is left out."""
+    """By number of the setting, its metrics over seeds; a metric that some run lacks is left out.
+
+    A ratio's interval holds the error of its threshold, which all students share: see `front.over_seeds`.
+    """
     runs = {number: [one.measured[name] for one in outcomes] for number, outcomes in settings.items()}
     every = [metrics for of_setting in runs.values() for metrics in of_setting]
     found: dict[int, dict[str, Estimate]] = {number: {} for number in runs}
     for key in every[0] if every else ():
-        if all(key in metrics for metrics in every):
-            groups = [[Estimate.from_dict(metrics[key]) for metrics in of_setting] for of_setting in runs.values()]
-            for number, estimate in zip(runs, front.over_seeds(groups), strict=True):
-                found[number][key] = estimate
+        if key.endswith(EXACT) or not all(key in metrics for metrics in every):
+            continue
+        whole = [[Estimate.from_dict(metrics[key]) for metrics in of_setting] for of_setting in runs.values()]
+        exact = [
+            [Estimate.from_dict(metrics.get(key + EXACT, metrics[key])) for metrics in of_setting]
+            for of_setting in runs.values()
+        ]
+        for number, estimate in zip(runs, front.over_seeds(exact, whole), strict=True):
+            found[number][key] = estimate
     return found
 
 
 def _estimates(outcomes: Sequence[Outcome], name: str) -> dict[str, Estimate]:
     """Metrics of the first run."""
-    return {key: Estimate.from_dict(saved) for one in outcomes[:1] for key, saved in one.measured[name].items()}
+    return {
+        key: Estimate.from_dict(saved)
+        for one in outcomes[:1]
+        for key, saved in one.measured[name].items()
+        if not key.endswith(EXACT)
+    }
 
 
 def parameter(settings: Settings) -> str:
@@ -161,7 +183,7 @@ def table(found: Answer, recipe: Recipe) -> Table:
     shown = Table(title=f"settings tried: {len(found.tried)}", title_justify="left", box=None, padding=(0, 1))
     shown.add_column("")
     shown.add_column("setting", overflow="fold")
-    for heading in ("kept", "auditor's ratio", "macro AUROC"):
+    for heading in ("kept", "judge's ratio", "macro AUROC"):
         shown.add_column(heading, justify="right", no_wrap=True)
     measured = [one for one in found.tried if one.validation]
     rung = None
@@ -171,10 +193,14 @@ def table(found: Answer, recipe: Recipe) -> Table:
             shown.add_row("", f"{MEASURED_ON[rung]}:")
         mark = "→" if one.number == found.recommended else "•" if one.number in found.on_front else ""
         own = " (the recipe's)" if is_own(recipe, one.settings) else ""
-        shown.add_row(mark, f"{parameter(one.settings)}{own}", f"{one.kept_frac:.0%}", *_both_of(one.validation))
+        shown.add_row(
+            mark, f"{parameter(one.settings)}{own}", f"{one.kept_frac:.0%}", *_both_of(one.validation, JUDGED)
+        )
         if one.test:
-            shown.add_row("", "  unseen patients", "", *_both_of(one.test))
-            shown.add_row("", "  without a student", "", *_both_of(one.kept_set))  # what it adds or costs
+            shown.add_row("", "  held out, auditor", "", *_both_of(one.test, AUDITED))
+            shown.add_row("", "  without a student", "", *_both_of(one.kept_set, JUDGED))  # what it adds or costs
+    if any(one.test for one in measured):
+        shown.caption, shown.caption_justify = f"held out: {HELD_OUT}", "left"
     return shown
 
 
@@ -183,8 +209,8 @@ def failures(found: Answer) -> list[str]:
     return [f"{parameter(one.settings)} failed: {one.failed}" for one in found.tried if one.failed]
 
 
-def _both_of(metrics: Mapping[str, Estimate]) -> list[str]:
-    return [_told(metrics.get(key)) for key in ("audit_ratio", "macro_auroc")]
+def _both_of(metrics: Mapping[str, Estimate], ratio: str) -> list[str]:
+    return [_told(metrics.get(key)) for key in (ratio, "macro_auroc")]
 
 
 def _told(found: Estimate | None) -> str:
@@ -194,19 +220,22 @@ def _told(found: Estimate | None) -> str:
 def _sentence(recipe: Recipe, recommended: Tried | None, eligible: Sequence[Tried]) -> str:
     limit = f"{recipe.tune.max_ratio:g}"
     if recommended is not None:
+        held_out = recommended.test[AUDITED]
+        confirmed = "" if held_out.high <= recipe.tune.max_ratio else f", which does not confirm at most {limit}"
         return (
-            f"Use {parameter(recommended.settings)}: the most useful of the settings whose ratio is at most {limit} "
-            f"with 95 % confidence, {_both(recommended.validation)}; on patients that no trial saw "
-            f"{_both(recommended.test)}. It keeps {recommended.kept_frac:.0%} of the samples."
+            f"Use {parameter(recommended.settings)}: the most useful of the settings whose ratio by the study's "
+            f"judge is at most {limit} with 95 % confidence, {_both(recommended.validation, JUDGED)}. Held out, "
+            f"{HELD_OUT}: {_both(recommended.test, AUDITED)}{confirmed}. It keeps "
+            f"{recommended.kept_frac:.0%} of the samples."
         )
     if not eligible:
         return f"No setting could be measured to the end, so none is known to stay at most at {limit}."
-    best = min(eligible, key=lambda one: one.validation["audit_ratio"].high)
+    best = min(eligible, key=lambda one: one.validation[JUDGED].high)
     return (
-        f"No setting keeps the auditor's ratio at most at {limit} with 95 % confidence; the best, "
-        f"{parameter(best.settings)}, reaches {_both(best.validation)}."
+        f"No setting keeps the ratio by the study's judge at most at {limit} with 95 % confidence; the best, "
+        f"{parameter(best.settings)}, reaches {_both(best.validation, JUDGED)}."
     )
 
 
-def _both(metrics: Mapping[str, Estimate]) -> str:
-    return f"ratio {_told(metrics['audit_ratio'])}, macro AUROC {_told(metrics['macro_auroc'])}"
+def _both(metrics: Mapping[str, Estimate], ratio: str) -> str:
+    return f"ratio {_told(metrics[ratio])}, macro AUROC {_told(metrics['macro_auroc'])}"

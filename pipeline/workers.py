@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -73,6 +76,42 @@ class ScoreImages:
         return pa.table(columns, schema=self.adds)
 
 
+class Searched(NamedTuple):
+    """A gallery and the network that it is searched by."""
+
+    gallery: Artifact
+    """Holds `<network>` and `<network>_embeddings.parquet`."""
+    network: str
+
+
+class MatchImages:
+    """Row worker: the largest same-patient probability over a gallery, for each column by a network of its own.
+
+    The score of `ScoreImages` and nothing else, for who wants other networks, or only one of the two.
+    """
+
+    def __init__(self, searched: Mapping[str, Searched], score: config.Score, image_px: int, channels: int):
+        torch.set_num_threads(max(1, int(score.cpus_per_actor)))
+        device = _device(score.gpus_per_actor)
+        self._score = score
+        self._searched = []
+        for gallery, network in searched.values():
+            folder = gallery.local()
+            films = matching.Gallery.load(folder / f"{network}_embeddings.parquet")
+            self._searched.append((networks.load(folder / network).to(device), films))
+        self.reads = with_images(pa.schema([("row_id", pa.string())]), image_px, channels)
+        self.adds = pa.schema([(column, pa.float32()) for column in searched])
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        pixels = images.array(batch["image"])
+        columns = []
+        for model, films in self._searched:
+            embedded = networks.embeddings(model, pixels, self._score.batch_size)
+            found = matching.best_matches(model, embedded, films, self._score.gallery_block)
+            columns.append(pa.array(found.reid_score.numpy(), pa.float32()))
+        return pa.table(columns, schema=self.adds)
+
+
 def sample_plan(work: Work, plan: pa.Table, generator: Artifact) -> Made:
     """Write `plan`, and its images to `rows`, made by a pool of actors from the generator's pipeline.
 
@@ -104,11 +143,20 @@ def sample_plan(work: Work, plan: pa.Table, generator: Artifact) -> Made:
 
 def score_rows(work: Work, source_uri: str, gallery: Artifact) -> Made:
     """Write the scores of the images at `source_uri` to `rows`."""
+    return _scored(work, source_uri, ScoreImages, {"gallery": gallery})
+
+
+def match_rows(work: Work, source_uri: str, searched: Mapping[str, Searched]) -> Made:
+    """Write for the images at `source_uri` a score per column to `rows`."""
+    return _scored(work, source_uri, MatchImages, {"searched": searched})
+
+
+def _scored(work: Work, source_uri: str, worker: type[rows.Worker], arguments: Mapping[str, Any]) -> Made:
     score = work.recipe.score
     written = rows.append_columns(
         source_uri,
-        ScoreImages,
-        {"gallery": gallery, "score": score, **_shape(work)},
+        worker,
+        {**arguments, "score": score, **_shape(work)},
         work.draft.uri_of("rows"),
         work_uri=work.draft.work_uri,
         leftovers=work.draft.leftover_uris("rows"),

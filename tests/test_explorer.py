@@ -150,21 +150,23 @@ def _measured_again(trials: list[explorer.Trial]) -> list[explorer.Trial]:
 
     def goods(trial: explorer.Trial) -> np.ndarray:
         found = trial.validation
-        return np.array([-found["audit_ratio"].value, found["macro_auroc"].value, found["kept_frac"].value])
+        return np.array([-found["judge_ratio"].value, found["macro_auroc"].value, found["kept_frac"].value])
 
     plain = [trial for trial in trials if not trial.ablation]
     front = [t for t in plain if not any((goods(o) >= goods(t)).all() and (goods(o) > goods(t)).any() for o in plain)]
     again = []
     for trial in trials:
-        ratio, area, share = (trial.validation[key].value for key in ("audit_ratio", "macro_auroc", "kept_frac"))
-        test = _metrics(ratio + 0.004, area - 0.012, share, 1300) if trial in front or trial.ablation else {}
+        ratio, area, share = (trial.validation[key].value for key in ("judge_ratio", "macro_auroc", "kept_frac"))
+        both = ("judge_ratio", "audit_ratio")
+        test = _metrics(ratio + 0.004, area - 0.012, share, 1300, both) if trial in front or trial.ablation else {}
         again.append(dataclasses.replace(trial, on_front=trial in front, test=test))
     return again
 
 
-def _metrics(ratio: float, area: float, share: float, n: int) -> dict[str, Estimate]:
-    found = {
-        "audit_ratio": wilson(round(ratio * n), n),
+def _metrics(
+    ratio: float, area: float, share: float, n: int, counted: tuple[str, ...] = ("judge_ratio",)
+) -> dict[str, Estimate]:
+    found = {name: wilson(round(ratio * n), n) for name in counted} | {
         "reid_ratio": wilson(round(0.8 * ratio * n), n),
         "macro_auroc": Estimate(area, area - 0.011, area + 0.009, 480),
         "kept_frac": wilson(round(share * N_SAMPLES), N_SAMPLES),
@@ -231,6 +233,21 @@ def test_without_a_recommendation_no_trial_is_called_recommended() -> None:
     page = explorer.render(example(recommended=None))
     assert "No setting meets the constraint" in words_of(page)
     assert ", recommended" not in page and ">recommended<" not in page
+
+
+def test_the_judge_counts_where_the_setting_was_chosen_and_the_auditor_where_it_was_held_out() -> None:
+    made = example()
+    own = dataclasses.replace(
+        made.trials[0],
+        validation=made.trials[0].validation | {"audit_ratio": wilson(999, 1000)},
+        test=made.trials[0].validation | {"judge_ratio": wilson(999, 1000), "audit_ratio": wilson(21, 1000)},
+    )
+    assert [mark.ratio for mark in explorer.marks([own], "validation", 1)] == [own.validation["judge_ratio"]]
+    assert [mark.ratio for mark in explorer.marks([own], "test", 1)] == [own.test["audit_ratio"]]
+    page = explorer.render(dataclasses.replace(made, trials=[own]))
+    assert "2.1% flagged by the auditor [1.4, 3.2], n = 1,000" in page
+    assert "of the student’s images are flagged by the auditor" in words_of(page)
+    assert "The students are the same; their images were made anew." in words_of(page)
 
 
 def test_a_failed_trial_is_listed_with_its_reason_and_can_not_be_chosen() -> None:
@@ -326,7 +343,7 @@ def test_a_study_of_nothing_says_not_measured_instead_of_failing(custodian: bool
 def test_a_metric_that_is_missing_or_nan_is_not_measured_and_not_drawn() -> None:
     made = example()
     nothing = Estimate(math.nan, math.nan, math.nan, 0)
-    bare = dataclasses.replace(made.trials[0], validation={"audit_ratio": nothing, "macro_auroc": nothing}, test={})
+    bare = dataclasses.replace(made.trials[0], validation={"judge_ratio": nothing, "macro_auroc": nothing}, test={})
     page = explorer.render(dataclasses.replace(made, trials=[bare]))
     assert "nan" not in re.findall(r"[a-z]+", words_of(page))
     assert 'role="option"' not in page and "not measured" in words_of(page)

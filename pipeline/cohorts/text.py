@@ -13,6 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pipeline.cohorts.names import is_about_staff, without_staff
+
 _MONTH = (
     r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
     r"|nov(?:ember)?|dec(?:ember)?)"
@@ -88,10 +90,12 @@ def scrub(texts: Sequence[str | None], patients: Sequence[str], k: int) -> Scrub
     date together, so both are repeated until nothing changes.
     """
     removed: Counter[str] = Counter()
-    rows = [_clean(section(text or ""), removed) for text in texts]
+    reports = [text or "" for text in texts]
+    rows = _cleaned([section(report) for report in reports], reports, removed)
     while True:
         common = _common_words(rows, patients, k)
-        scrubbed = [_clean("; ".join(_without_rare(row, common, removed)), removed) for row in rows]
+        joined = ["; ".join(_without_rare(row, common, removed)) for row in rows]
+        scrubbed = _cleaned(joined, joined, removed)
         if scrubbed == rows:
             break
         rows = scrubbed
@@ -106,7 +110,11 @@ def section(text: str) -> str:
         for header, body in reversed(list(zip(parts[::2], parts[1::2], strict=True))):
             if wanted in header.lower() and body.strip():
                 return body.strip()
-    return _HEADER.sub("\n", text).strip()
+    return _HEADER.sub(lambda header: header.group() if is_about_staff(header.group(1)) else "\n", text).strip()
+
+
+def _cleaned(texts: Sequence[str], reports: Sequence[str], removed: Counter[str]) -> list[list[str]]:
+    return [_clean(text, removed) for text in without_staff(texts, reports, removed)]
 
 
 def _clean(text: str, removed: Counter[str]) -> list[str]:

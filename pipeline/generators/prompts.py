@@ -123,7 +123,7 @@ def recompose(records: pa.Table, findings: Sequence[str], prompt: config.Prompt,
 
 
 def _levels(prompt: config.Prompt, n_findings: int) -> Iterator[tuple[str, _Detail | None]]:
-    """Names of the levels of detail and what is told at each; none is the prompt as it is. Several may have one name."""
+    """Names of the levels of detail and what is told at each; none is the prompt as it is. Names may repeat."""
 
     def of(*parts: str) -> config.Prompt:
         return config.Prompt.model_validate({**prompt.model_dump(), "parts": parts})

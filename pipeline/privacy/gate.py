@@ -165,7 +165,7 @@ def network(name: str, auc: Estimate, floor: float) -> Verdict:
 
 
 def size(name: str, n: int, minimum: int) -> Verdict:
-    """Passes if there are enough images of unseen patients to speak of a percentile of their scores, and of a rate."""
+    """Passes if there are enough images of unseen patients for a percentile of their scores and of a rate."""
     verdict = PASS if n >= minimum else UNSURE
     return Verdict(name, verdict, f"{n:,} images", f"at least {minimum:,} images", "thresholds and ratios rest on it")
 

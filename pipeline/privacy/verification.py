@@ -1,7 +1,8 @@
 """How well a network recognises patients that it has never seen.
 
 An attacker holds two films and asks whether they show one patient (verification), or holds one film and asks whose it
-is (retrieval). Not here: the risk of a synthetic set (`risk`), and which changed copies are found (`measures`). Axis letters: n images, c channels, h height, w width,
+is (retrieval). Not here: the risk of a synthetic set (`risk`), and which changed copies are found (`measures`).
+Axis letters: n images, c channels, h height, w width,
 p same-patient pairs, q different-patient pairs, d embedding.
 """
 

@@ -14,7 +14,6 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -343,7 +342,7 @@ def _measured(
 
 
 def _encoder(inputs: Mapping[str, Artifact]) -> measures.Encoder:
-    """What features of likeness are taken from; without findings there is no classifier, but networks that recognise."""
+    """What features of likeness are taken from; without findings, of a network that recognises."""
     folder = inputs["evaluate/encoder"].local() / ENCODER
     if folder.is_dir():
         return functools.partial(classifier.features, classifier.load(folder))

@@ -99,7 +99,7 @@ def make(work: Work) -> Made:
 
 
 def decoys_in_use(recipe: Recipe, ingest: Mapping[str, Any]) -> bool:
-    """Whether unseen patients stand beside the gallery: as the recipe says, or where they are many enough to hide in."""
+    """Whether unseen patients stand beside the gallery: as the recipe says, or where they are enough to hide in."""
     patients = ingest["patients_by_split"]
     wanted = recipe.filter.decoys
     return patients["control"] >= patients["train"] if wanted is None else wanted

@@ -41,20 +41,11 @@ class WeakNetworkError(RuntimeError):
 
 def tasks(recipe: Recipe) -> list[Task]:
     """`identify/filter_network` and `identify/auditor`."""
-    section = recipe.identify
-    shared: dict[str, Any] = {
-        "augment": section.augment.model_dump(mode="json"),
-        "auc_floor": section.auc_floor,
-        "below_floor": section.below_floor,
-        "operating_recall": section.operating_recall,
-        "autoencoder": recipe.teach.autoencoder.model_dump(mode="json"),
-        "seed": recipe.seed,
-    }
     return [
         Task(
             f"identify/{name}",
             make,
-            shared | _network_config(getattr(section, name)),
+            settings(recipe, getattr(recipe.identify, name)),
             ("ingest",),
             version=VERSION,
             about=f"trained on split {split}",
@@ -63,22 +54,45 @@ def tasks(recipe: Recipe) -> list[Task]:
     ]
 
 
-def _network_config(network: config.Network) -> dict[str, Any]:
-    told = network.model_dump(mode="json", exclude={"warm_start"})
-    return {"network": told, "warm_start": folder_digest(network.warm_start)}
+def settings(recipe: Recipe, network: config.Network) -> dict[str, Any]:
+    """All that decides what a network learns, beside records and chance."""
+    section = recipe.identify
+    return {
+        "augment": section.augment.model_dump(mode="json"),
+        "auc_floor": section.auc_floor,
+        "below_floor": section.below_floor,
+        "operating_recall": section.operating_recall,
+        "autoencoder": recipe.teach.autoencoder.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "network": network.model_dump(mode="json", exclude={"warm_start"}),
+        "warm_start": folder_digest(network.warm_start),
+    }
 
 
 def make(work: Work) -> Made:
     """Train a network and verify it on unseen patients."""
-    name, section, ingest = work.draft.key.name.split("/")[1], work.recipe.identify, work.inputs["ingest"]
+    name = work.draft.key.name.split("/")[1]
+    network: config.Network = getattr(work.recipe.identify, name)
     (other,) = (split for split in SPLIT_OF.values() if split != SPLIT_OF[name])
+    seed = row_seed(work.origin, "identify", name, network.seed_offset)
+    return trained(work, network, seed, SPLIT_OF[name], other, f"identify.{name}", "a filter built on it")
+
+
+def trained(
+    work: Work, network: config.Network, seed: int, learned_from: str, verified_on: str, name: str, use: str
+) -> Made:
+    """Train a network on the patients of one split and verify it on those of another.
+
+    Raises: WeakNetworkError, which says that `use` would be worthless, if the recipe wants a weak network to stop.
+    """
+    section, ingest = work.recipe.identify, work.inputs["ingest"]
     metrics = fit.small(
         _train,
         work.recipe,
-        row_seed(work.origin, "identify", name, getattr(section, name).seed_offset),
-        name,
-        records.of_split(ingest, SPLIT_OF[name]),
-        records.of_split(ingest, other),
+        network,
+        seed,
+        records.of_split(ingest, learned_from),
+        records.of_split(ingest, verified_on),
         work.bar,
         out=work.draft.folder,
         group=fit.Group(1, section.cpus, section.gpu, section.market),
@@ -86,19 +100,18 @@ def make(work: Work) -> Made:
     auc = metrics["verification_auc"]
     if auc.low < section.auc_floor and section.below_floor == "stop":
         raise WeakNetworkError(
-            f"identify.{name}: want a verification AUC whose lower bound is at least {section.auc_floor:g}, got "
-            f"{auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}] on {auc.n:,} pairs of unseen patients, so a filter "
-            "built on it would be worthless — give it more patients or steps; or lower identify.auc_floor or set "
+            f"{name}: want a verification AUC whose lower bound is at least {section.auc_floor:g}, got "
+            f"{auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}] on {auc.n:,} pairs of unseen patients, so {use} "
+            "would be worthless — give it more patients or steps; or lower identify.auc_floor or set "
             "identify.below_floor to 'warn', and the gate will say 'not enough evidence'"
         )
     return Made({"metrics": {key: value.as_dict() for key, value in metrics.items()}})
 
 
 def _train(
-    recipe: Recipe, seed: int, name: str, seen: Records, unseen: Records, bar: Bar, out: Path
+    recipe: Recipe, network: config.Network, seed: int, seen: Records, unseen: Records, bar: Bar, out: Path
 ) -> dict[str, Estimate]:
     section = recipe.identify
-    network: config.Network = getattr(section, name)
     device = "cuda" if section.gpu else "cpu"
     bar.begin(network.steps)
     model = training.fit(

@@ -105,14 +105,18 @@ def _gallery(
 
 def make_unseen(work: Work) -> Made:
     """Score the images of control and test patients, whom the gallery does not hold."""
-    parts = [records.of_split(work.inputs["ingest"], split) for split in UNSEEN]
-    source = pa.table(
+    return score_rows(work, work.draft.write_source(unseen(work.inputs["ingest"])), work.inputs["score/gallery"])
+
+
+def unseen(ingest: Artifact) -> pa.Table:
+    """`row_id` and `image` of control and test patients."""
+    parts = [records.of_split(ingest, split) for split in UNSEEN]
+    return pa.table(
         {
             "row_id": pa.array([row_id for part in parts for row_id in part.row_ids]),
             "image": images.column(np.concatenate([part.images for part in parts])),
         }
     )
-    return score_rows(work, work.draft.write_source(source), work.inputs["score/gallery"])
 
 
 def make_round(work: Work) -> Made:

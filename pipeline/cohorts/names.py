@@ -1,0 +1,750 @@
+"""Names of staff in reports: the phrases that say who read, signed or was told, and the names themselves.
+
+A radiologist's name stands in many patients' reports, so no count of patients keeps it out. Evidence for a name,
+from strong to weak: a cue in the sentence (`discussed with`, `attending:`), a title before it or a degree after it,
+a capital where the cohort otherwise writes small letters, a list of names. A word that the cohort has shown to be a
+name in one place is removed in all. Not here: patients' identifiers (`cohorts.text`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
+STAFF_PHRASE = "phrase about staff"
+NAME = "name of a person"
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# What is written with a capital and is no member of staff. Signs, lines, lobes and diseases named after people, then
+# devices and their makers, then drugs and tests, then the calendar. Add to it what a cohort loses wrongly.
+EPONYMS = _words("""
+    kerley hampton westermark palla fleischner golden luftsichel monod felson chilaiditi morgagni bochdalek
+    pancoast ghon ranke rasmussen assmann hodgkin non-hodgkin kaposi ewing wilms burkitt castleman wegener churg
+    strauss churg-strauss goodpasture caplan swyer swyer-james swyer-james-macleod kartagener williams-campbell
+    mounier mounier-kuhn marfan noonan loeffler löffler hamman hamman-rich macklin boerhaave mallory weiss
+    mallory-weiss zenker barrett schatzki dressler eisenmenger fallot ebstein uhl takayasu kawasaki behçet behcet
+    sjögren sjogren hashimoto crohn hirschsprung meckel schmorl scheuermann sprengel klippel klippel-feil
+    hill-sachs bankart salter-harris gaucher langerhans erdheim chester erdheim-chester rosai dorfman
+    rosai-dorfman osler rendu osler-weber-rendu scimitar bornholm naclerio doege doege-potter heerfordt löfgren
+    lofgren schaumann birt birt-hogg-dubé birt-hogg-dube hermansky pudlak hermansky-pudlak lambert-eaton raynaud
+    moraxella klebsiella legionella staphylococcus streptococcus aspergillus pneumocystis mycoplasma mycobacterium
+    nocardia haemophilus pseudomonas candida histoplasma cryptococcus varicella ziehl-neelsen virchow troisier
+    luschka lisfranc traube kirklin okuda ann-arbor lugano trendelenburg towne stenvers cheyne-stokes kussmaul
+    blalock taussig blalock-taussig fontan senning bentall rastelli nissen roux-en-y whipple eloesser clagett
+    bjork bjork-shiley starr starr-edwards billroth dieulafoy dercum legg calve perthes duchenne charcot
+    charcot-marie-tooth alzheimer creutzfeldt lyme riedel fuhrman bosniak child-pugh bence-jones x-ray roentgen
+    röntgen doppler hounsfield gaussian valsalva müller-mandeville fahrenheit celsius
+    """)
+DEVICES = _words("""
+    swan ganz swan-ganz dobhoff dobbhoff dobhof corpak keofeed hickman broviac groshong port-a-cath portacath
+    mediport permcath perm-a-cath tesio quinton shiley shiley's bivona portex jackson-pratt pleurx pleur-x
+    heimlich malecot foley dobhoff's blakemore sengstaken sengstaken-blakemore minnesota impella heartmate
+    heartware medtronic biotronik watchman amplatzer mitraclip lariat micra corevalve sapien carpentier-edwards
+    st-jude linq cordis powerport powerpicc bioflo steinmann kirschner k-wire luque vertebroplasty kyphon nuss
+    ravitch thoracostomy wallstent palmaz gianturco dumon zephyr chartis lvad novalung ecmo cardiohelp optiflow
+    bipap cpap carestream siemens philips fuji fujifilm konica agfa toshiba hologic gopher onyx lipiodol gelfoam
+    surgicel teflon gore-tex goretex dacron marlex prolene telfa kangaroo
+    """)
+SUBSTANCES = _words("""
+    omnipaque visipaque isovue ultravist gastrografin gadavist magnevist dotarem lasix amiodarone bleomycin
+    tylenol heparin keytruda opdivo remdesivir tocilizumab lovenox coumadin accutane methotrexate ray rays covid
+    covid-19 coronavirus sars-cov-2 sars mers influenza chinese wuhan
+    """)
+CALENDAR = _words("""
+    monday tuesday wednesday thursday friday saturday sunday january february march april may june july august
+    september october november december christmas easter jan feb mar apr jun jul aug sep sept oct nov dec
+    """)
+_SHARED_EPONYMS = _words("""
+    simon williams campbell turner graves addison cushing down harrison poland harris paget sweet hoover potter
+    potts horner gram louis ludwig cooper glisson fowler waters chadwick austin graham glenn ross heller lewis
+    mckeown hill edwards becker parkinson jones gleason smith bennett barton jefferson salter neer colles pott
+    norwood huntington hartmann bergman bergmann jackson levin salem cook arrow boston jude abbott montgomery
+    blake greenfield carpentier gunther bard haller cobb feil weber macleod james sprengel meigs allen mason
+    gordon stewart murray hunter grant
+    """)
+_EPONYM_OF = re.compile(
+    rf"\b(?:{'|'.join(sorted(_SHARED_EPONYMS))})(?:['’]?s)?[\s-]+(?:b[\s-]+)?(?:signs?|syndromes?|diseases?|lines?|nodules?"
+    r"|angles?|fractures?|tumou?rs?|drains?|catheters?|tubes?|valves?|filters?|ports?|stents?|pacemakers?|scientific"
+    r"|operations?|procedures?|position|view|method|spots?|sulcus|groove|ligament|hernias?|deformity|node|stain"
+    r"|scores?|grade|classification|rods?|pratt|flint|steell|murmur|lobe|sump|sachs|harris|feil|rendu|edwards|campbell)\b"
+    r"|\b(?:ann[\s-]+arbor|ivor[\s-]+lewis|swyer[\s-]+james|st\.?\s+jude|klippel[\s-]+feil|hamman[\s-]+rich|austin\s+flint|bence[\s-]+jones)\b",
+    re.IGNORECASE,
+)
+"""Signs and devices whose names are common family names: they stay only beside the word that makes them one."""
+KEPT = EPONYMS | DEVICES | SUBSTANCES | CALENDAR
+
+# Given or family names that are words of reports, or of English, too: alone they are no evidence of a person.
+ORDINARY = KEPT | _words("""
+    white black brown gray grey green blue red young old long short small little large big low high hill hills
+    rice head hand foot bone bones back neck chin legg shoulder ball case cases clear colon corona day field
+    fields glass lang more peri post real room rose seven wall ward weeks week best bird bond branch bridge
+    bridges car carry char comment company convey cross dash date deep early english fall forget freely fresh
+    gates good held holder hood hope judge key law lie list major mark marks master mate moe page pages parent
+    peer hemi made lean raid hung wage jail anon fancy forum kick lucky tilde demi aria meta cara ante ana gala
+    saga grit lore mona basic begin bail bare brands cant carrier doctor fair falcon font guard link magic must
+    parts reader roots rust sec soon steer story sun sunder too topic widen bite org gerd ted pam rita pi pop
+    power powers price read rich ring said sales sane sans singleton smart stack stock strand strong west wild
+    wise man an antero can carina line per ray us linea among del dev diamond don edit elif else eta ever floor
+    florence german grace grant harm iris job lone lot love max mine my odd sad sandy sep server sine sole ties
+    till tone tri valid van will june august summer autumn winter spring dawn star ruby amber pearl jade violet
+    chase drew dale clay rod art gene guy bill rob jack stone lane brook brooks cliff heath rusty randy dusty
+    misty stormy sunny candy honey daisy lily holly ivy fern hazel heather olive myrtle ginger basil sage reed
+    forest river rivers miles prince king earl duke bishop dean deacon porter hunter fisher tanner mason cooper
+    carter parker walker christian roman constant clement ernest frank joy kitty lance merit norm patience penny
+    pierce robin rocky royal sterling temple trinity valentine victor wade angel china chance destiny dallas
+    houston paris india asia america charity crystal darwin elder eden essence harmony jewel journey justice
+    liberty melody mercy nova orion precious princess queen reality serenity ember virginia carolina georgia
+    dakota savannah vita aura alba marina prima rosa vera luz pia clara costa bell bush cloud cook cotton dodge
+    dove fine fish flowers foster fox free french frost fry gamble garden gold golden goodman hardy hart harp hay
+    hays horn house huff hull keys kidd knee knight lamb land landing lake lead locke lowe lung lungs mace marsh
+    may mayo mean means mills minor moon moss nail nails noble north south east northern pace park parks peak pen
+    pike pipes pitts plain pole pool poole pope pratt pride proper pruitt quick rains rand range ranges rash reach
+    reeves rest rhodes roach rock root ross rush salt sand sharp shields shore sides silver skinner slack spear
+    speed steel steele stern stiff storm stout street summers swan sweet swift terry thorn tipton tube valve vein
+    vessel void waller wash water waters wave waves way well wells wheeler wing wire wood woods worth yoder bass
+    beam beard bend blank block bolt border bow box brace brand bright bulla burn burns butt button camp cast
+    chest church coil cold cole cord core crane curry cyst drain duct dunn dye edge face faith fat film fist flood
+    focal force grid groin hail hale haze hazy heart hilar hollow hook hose joint kidney knot lesion lobe loop
+    mass mild miner moderate nodule normal opacity patch pink plate point prior rib ribs sack scar seal side sign
+    stable stent stomach supine tail tear thin tip tract trace upper lower view views wedge width zone baker banks
+    barber barker berry booth bower butler chandler chambers cherry close coats conn cutler daily dear dial ford
+    given goes grove handler hanger hast laws mann meek merry mile mill mobley moody moore much nice over pain
+    pair past peace pease plum potter pound presley print purple rising round rowe rule sample savage self shaw
+    sheets shell shutter single slim snow sparks speaker spine stamps stark store strange taper thick thorne toll
+    tongue towers town toy true turn twin unit vale viola wait waite walls weaver web welch whole winn wolf work
+    works alla alma una dura media magna simplex costal norma bruna luna nina marine reine aine france ocean prune
+    fleur blanche claire constance prudence aimee desire melon angina martina nadir sofia dolores pilar rosario
+    mercedes consuelo concepcion remedios socorro soledad milagros asuncion encarnacion trinidad paz cruz montes
+    prado rios sierra vega vargas campo campos marin cabeza rey leon iglesias fuentes torres blanco rubio delgado
+    calvo moreno gallo crespo izquierdo sanz bueno bravo bello santo santos seco pulmon klein gross groß kurz
+    lange kleine schwarz weiß weiss braun roth jung alt krause vogel winkel herz kopf haupt koch beck ende petit
+    grand gros blanc noir brun roux leger besse lebrun simple maximum serum ala alar mayor menor leve final
+    """)
+
+TITLES = _words("""
+    dr drs doctor doctors prof professor mrs miss mx dra sra srta señor señora senor senora doña docteur
+    docteure doktor herr frau mme mlle monsieur madame oberarzt oberärztin chefarzt chefärztin assistenzarzt
+    assistenzärztin priv-doz priv.-doz univ.-prof univ-prof dott dottor dottoressa sir
+    """)
+_TITLES_WITH_DOT = _words("mr ms m pr sr")  # without a dot, `MR` is an image and `MS` a disease
+_AFTER_TITLES = _words("med dent univ habil dipl h.c and und y et")
+_ROLE = (
+    r"attending|resident(?:e|in)?|radiologists?|physicians?|clinicians?|surgeons?|registrar|consultant|nurses?"
+    r"|nursing staff|hospitalist|intensivist|pulmonologist|cardiologist|oncologist|urologist|neurologist|internist"
+    r"|technologist|technician|sonographer|transcriptionist|practitioner|provider|house ?officer|house ?staff"
+    r"|fellow|intern|proceduralist|anesthesiologist|anaesthetist|midwife|matron|radi[óo]log[oa]|m[ée]dic[oa]"
+    r"|enfermer[oa]|m[ée]decin|infirmi[eè]re?|radiologue|radiolog(?:e|in)|[aä]rzt(?:in)?|arzt|krankenschwester|schwester"
+    r"|krankenpfleger|pfleger|zuweiser(?:in)?"
+)
+_WORK = (
+    r"read|over-?read|interpreted|reviewed|verified|approved|authored|finali[sz]ed|edited|prepared|supervised|checked"
+    r"|reported|created|entered|released|le[íi]do|revisado|informado|validado|lu|relu|valid[ée]|interpr[ée]t[ée]"
+    r"|befundet|freigegeben|gelesen"
+)
+_BY = r"(?:by|por|par|von|durch)\b|:"
+_BE = r"(?:was|were|is|are|be|been|being)"
+# The group `told`: what is said of the person whose name stands before it, as in `John Smith was notified`.
+_CUE = re.compile(
+    rf"\b(?P<told>(?:{_BE}\s+)?(?:\w+ly\s+|also\s+|then\s+)?"
+    r"(?:notified|informed|paged|made\s+aware|contacted|alerted|informiert|avisad[oa]|inform[ée]e?)"
+    r"|acknowledged|aware\s+of|verbali[sz]ed|agree[sd]?\s+with|concur(?:s|red)?"
+    rf"|{_BE}\s+(?:\w+ly\s+)?(?:called|consulted|telephoned|phoned)(?=\s*$|\s+(?:with|at|about|regarding|immediately)\b))\b"
+    r"|\bdiscussed\b(?!\s+(?:above|below|previously|earlier|in\b))|\bdiscussion\s+(?:with|between|was\s+had)\b"
+    r"|\b(?:communicat(?:ed|ion)|conveyed|relayed|notif(?:y|ication)|telephon(?:ed|e|ic|ically)|phoned|dictat(?:ed|or|ion)"
+    r"|transcri(?:bed|ber|ptionist)|(?:e-?|co-?|counter-?)?signed|spoke|spoken|conferred|messaged|texted|faxed|authenticated"
+    r"|attest(?:ed|ation)|e-?mailed|(?:by|over\s+the|via)\s+phone|phone\s+call|verbal(?:ly)?|signature"
+    r"|diktiert|vidiert|befunder|telefonisch|mitgeteilt|besprochen|unterschrieben|signiert|firmado|firma|dictado|comunicado"
+    r"|comentado|discutido|discut[ée]|communiqu[ée]|sign[ée]|dict[ée]|transmis|rapport[ée]\s+(?:à|au))\b"
+    rf"|\b(?:{_WORK})(?:\s+(?:and|y|et|und)\s+\w+)?(?:\s+(?:electronically|remotely|preliminarily))?\s*(?:{_BY})"
+    r"(?!\s+(?:(?:the|a|an)\s+)?(?:patient|family|mother|outside|ct|mri?|ultrasound)\b)"
+    r"|\b(?:results?|findings?|reports?|critical|wet\s+read|impression)\b[^;]{0,60}?\b(?:called|given|phoned|provided"
+    r"|delivered|reported|flagged|sent)\s+(?:in\s+|back\s+|over\s+)?(?:to|by)\b(?!\s+(?:be|have|represent|reflect)\b)"
+    r"|\bpersonally\s+(?:re)?viewed\b|\bcc\s*:|\bI\s+(?:have|personally|agree|concur|attest|was\s+present|reviewed)\b|^\s*I,"
+    rf"|\btranscription\s*(?:by|:)|(?<!home\s)(?<!general\s)\b(?:{_ROLE})\b",
+    re.IGNORECASE,
+)
+_CUE_STEM = re.compile(
+    r"agree|concur|personally|notif|inform|paged|made|contacted|alerted|avisad|acknowl|aware|verb|called|consult|phone|discu|communi|convey|relay"
+    r"|telef|dict|dikt|transc|e?-?sign[eé]|co-?sign|counter|spoke|conferred|messag|texted|faxed|authent|attest|e-?mail|vidiert"
+    r"|befund|mitget|bespro|signat|signi?er|firma|comuni|comenta|transmis|rapport|(?:over-?)?read$|reviewed|verified"
+    r"|approv|author|finali|edited|prepared|supervi|checked|reported|created|entered|released|le[íi]do|revisado|valid|relu$"
+    r"|lu$|interpr|freigeg|gelesen|given|provided|delivered|flagged|sent$|cc$|i$|attend|resident|radi[oó]l|physic|clinician"
+    r"|surgeon|regist|nurs|hospitalist|intensiv|pulmonologist|cardiologist|oncologist|urologist|neurologist|intern$"
+    r"|internist|interne$|technolog|technic|sonogr|practit|provider|house|fellow|procedur|anesthe|anaest|midwife|matron"
+    r"|m[ée]d[ie]c|enfermer|infirm|arzt|[äa]rzt|schwester|krankens|krankenp|pfleger|zuweiser|unters"
+)
+"""How the words of cues begin: a text without one is spared the slow pattern."""
+_ABBREVIATED = (
+    "dr",
+    "drs",
+    "prof",
+    "mr",
+    "mrs",
+    "ms",
+    "st",
+    "sr",
+    "dra",
+    "sra",
+    "med",
+    "priv",
+    "doz",
+    "univ",
+    "pr",
+    "mme",
+)
+_SENTENCE_END = re.compile(
+    r"[;!?\n]|\.(?:(?<=\b[ap]\.m\.)|(?<=\b\w\.\w\.)(?=\s+(?-i:[A-Z][a-z])|\s*$)|(?!\d)(?<!\b[^\W\d_]\.)"
+    + "".join(rf"(?<!\b{word}\.)" for word in _ABBREVIATED)
+    + ")",
+    re.IGNORECASE,
+)
+# A line this long was cut by a typewriter's margin, and a line that ends so has not come to its name yet.
+_WRAPPED = re.compile(
+    r"(?P<long>^[^\n]{60,}[^.:;\n])\n[ \t]*(?=\S)|(?P<open>(?:\b(?:by|to|with|from|and|dr\.?|per)|:))[ \t]*\n\s*",
+    re.I | re.M,
+)
+_TOKEN = re.compile(r"[^\W_]+(?:[.'’-][^\W_]+)*")
+_MID_CAPITAL = re.compile(
+    r"(?:(?<=[^\W\d_A-Z.:;!?][ ,)])|(?<=[,)] )|(?<=[ (][A-Z]\. ))([^\W\d_a-zß-öø-ÿ][\w'’-]*[^\W\d_A-Z][\w'’-]*)"
+)
+_JOINT = re.compile(r"[ \t]*\.?[ \t]*,?[ \t]*\Z|[ \t]*-[ \t]*\Z")
+_SAME_CLAUSE = re.compile(r"[ \t,]+\Z")
+_FILLERS = _words("""
+    findings finding result results report reports study studies exam examination film films image images
+    radiograph these this those the above all critical urgent important preliminary final impression was were is
+    are has have had been be being also then and or by with to at on in of as via for from per who it its that
+    there which a an dr case update recommendation recommendations wet electronically subsequently immediately
+    directly personally promptly initially reviewed called verbally i we you he she they not when time
+    """)
+_FUNCTION = _FILLERS | _words("""
+    no without never nor neither into over under before after since during but if than though while will would
+    should could may can did does do done seen called agreed agrees requested stated said reviewed discussed
+    informed notified paged noted aware concurs concurred his her their yesterday today am pm him them please
+    """)
+_PARTICLES = _words("""
+    van von der den de del della di da dos das du la le las los el al bin ibn ben ten ter zu zum zur af av y d' mc
+    mac
+    """)
+_STRONG_PARTICLES = _words("van von der den del della dos ten ter bin ibn zu zum zur")
+_TAKERS = _words("by per of for with to from von por par mit con avec via")
+_DEGREES = _words("""
+    md m.d rn r.n phd ph.d np n.p crnp aprn arnp pa-c rpa-c frcr frcpc frcp franzcr facr fccp mbbs mbchb mbbch
+    mrcp do d.o dnp lpn bsn msn mph dabr ffrrcsi esq r.t.r msc
+    """)
+_DEGREES_IN_CAPITALS = _words("do np msc")
+_DOTTED = _words("a.m p.m i.e e.g a.p p.a n.g e.t i.v p.o s.p h.o b.i.d t.i.d c.t u.s a.c q.d w.r.t c.w m.r r.o")
+_SHORT_GIVEN = _words("""
+    amy ann ben bob dan eva ian ida jan jim joe jon ken kim lea leo liz luc meg mia pam raj ron roy sue ted tim
+    tom zoe
+    """)
+# Frequent names that the list of their country has in another script only, or not at all.
+_MORE_GIVEN = _words("""
+    wei jun ming hui ying xin yan hao jing lei xiao yong hong mei-ling xiaoming xiaoyan min-jun ji-hoon ji-woo
+    soo-jin seung-hyun sung-min young-ho hyun-woo hiroshi takashi kenji haruto yuki sakura akira naoko keiko yoko
+    satoshi rajesh suresh ramesh mahesh vikram sanjay vijay ajay anil sunil deepak manoj rakesh kavita priya
+    anjali meera pooja neha sunita lakshmi imran bilal ayesha farah tariq omar ahmed ahmad mohamed mohammed
+    muhammad mahmoud mustafa hussein hassan khalid fatima layla nadia amina yusuf ibrahim youssef reza hossein
+    shirin farhad dariush maryam moshe avi shira yael noam eitan ivan sergei dmitri vladimir olga tatiana natalia
+    irina oksana svetlana yuri boris armen dimitrios georgios ioannis eleni konstantinos somchai linh duc thanh
+    minh hung jose luis jesus
+    """)
+_MORE_FAMILY = _words("""
+    li wang zhang liu chen yang huang zhao wu zhou xu sun ma zhu hu guo he lin gao luo zheng liang xie tang feng
+    cheng cheung leung wong chan lam chow lau yeung kwok ng kim park choi jung kang cho yoon jang lim tanaka sato
+    suzuki takahashi watanabe ito nakamura kobayashi yamamoto kato yoshida yamada sasaki patel shah singh sharma
+    gupta kumar iyer nair reddy rao desai mehta joshi verma mishra banerjee mukherjee chatterjee krishnamurthy
+    venkataraman khan ahmed hussain siddiqui qureshi chaudhry malik hassan haddad mansour mahmoud abdullah
+    hosseini ahmadi rahimi cohen levy goldberg rosenthal katz shapiro friedman ivanov ivanova petrov kuznetsov
+    volkov volkova shevchenko sarkisian papadopoulos georgiou nguyen tran pham le-thi hoang phan vu vo dang bui do
+    ngo duong
+    """)
+_LOCALES = (
+    *(
+        "en_US",
+        "en_GB",
+        "en_IE",
+        "en_IN",
+        "en_NG",
+        "en_PK",
+        "en_NZ",
+        "de_DE",
+        "de_AT",
+        "fr_FR",
+        "fr_CA",
+        "es_ES",
+        "es_MX",
+    ),
+)
+_MORE_LOCALES = (
+    *("fi_FI", "hu_HU", "ro_RO", "sk_SK", "sl_SI", "id_ID", "en_KE"),
+    *("et_EE", "lt_LT", "lv_LV", "az_AZ", "en_TH", "sw", "zu_ZA", "yo_NG", "ha_NG", "ig_NG", "tw_GH"),
+    *("it_IT", "pt_BR", "pt_PT", "nl_NL", "pl_PL", "sv_SE", "no_NO", "da_DK", "tr_TR", "cs_CZ", "hr_HR", "vi_VN"),
+)
+
+
+_SURE = 10
+"""How many words that merely stand after `with` weigh as much as one with a capital, a title or a degree."""
+
+
+class Known(NamedTuple):
+    """What the cohort's own texts say of its words."""
+
+    uses: Counter[str]
+    """Word -> how often it is used outside phrases about staff."""
+    small: Counter[str]
+    """Word -> uses in small letters, in texts that have capitals too."""
+    capital: Counter[str]
+    """Word -> uses with a capital that no beginning of a sentence explains."""
+    after_given: Counter[str]
+    """Word -> uses right after a given name, or after a word such as `per`."""
+    staff: frozenset[str]
+    """Words shown to be names by a cue, a title or a degree somewhere in the cohort."""
+    capitals_frac: float
+    """Share of words with such a capital: small in English, large where nouns have one."""
+
+
+class _Token(NamedTuple):
+    text: str
+    word: str
+    """In small letters, without accents' variants and without an `'s`."""
+    start: int
+    end: int
+
+
+def without_staff(texts: Sequence[str], reports: Sequence[str], removed: Counter[str]) -> list[str]:
+    """The texts without phrases about staff and without names; `reports` are what names may be learned from, too."""
+    named: Counter[str] = Counter()
+    lines = [_unwrapped(text) for text in texts]
+    seconds = _second_names(lines)
+    read = [_without_phrases(text, removed, named, seconds) for text in lines]
+    for text, report in zip(texts, reports, strict=True):
+        if text != report:
+            _without_phrases(_unwrapped(report), Counter(), named, seconds)
+    known = _known(read, named)
+    suspects = _suspects(known)
+    return [_without_names(text, known, suspects, removed) for text in read]
+
+
+def is_about_staff(header: str) -> bool:
+    """Whether a header, such as `ATTENDING`, announces a name."""
+    return _CUE.search(f"{header}:") is not None
+
+
+def _unwrapped(text: str) -> str:
+    """The text in lines as they were dictated, all in small letters if it is in capitals."""
+    text = unicodedata.normalize("NFC", text)
+    if "\n" in text:
+        text = _WRAPPED.sub(lambda match: f"{match['long'] or match['open']} ", text)
+    return text if _has_both_cases(text) else text.lower()
+
+
+def _has_both_cases(text: str) -> bool:
+    """Whether a capital says something here: a text in capitals may have a few small letters, as in `10 pm`."""
+    if text == text.lower():
+        return False
+    words = [word for word in _TOKEN.findall(text) if len(word) > 2 and word.isalpha()]
+    return 2 * sum(word.isupper() for word in words) < len(words)
+
+
+def _second_names(texts: Sequence[str]) -> frozenset[str]:
+    """Words that mostly stand in second place after a title: where capitals say nothing, `dr jane doe` ends there."""
+    uses: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
+    for text in texts:
+        words = [_word(token) for token in _TOKEN.findall(text)]
+        uses.update(words)
+        if not TITLES.isdisjoint(words):
+            name = [i for i in range(1, len(words)) if words[i - 1] in TITLES | _AFTER_TITLES]
+            seconds.update(
+                words[i + 1] for i in name if i + 1 < len(words) and words[i] not in TITLES | _AFTER_TITLES
+            )
+    return frozenset(word for word, n in seconds.items() if 2 * n >= uses[word]) - _FUNCTION - ORDINARY
+
+
+def _without_phrases(text: str, removed: Counter[str], named: Counter[str], seconds: frozenset[str]) -> str:
+    """The text without phrases about staff; the names in them, and those beside a title or degree, are counted."""
+    if _is_cued(text):
+        text = "".join(_cut(sentence, removed, named) for sentence in _sentences(text))
+    return _without_titled(text, removed, named, seconds)
+
+
+def _is_cued(text: str) -> bool:
+    return any(map(_begins_cue, _TOKEN.findall(text)))
+
+
+@lru_cache(maxsize=1 << 16)
+def _begins_cue(word: str) -> bool:
+    return _CUE_STEM.match(word.lower()) is not None
+
+
+def _sentences(text: str) -> Iterator[str]:
+    start = 0
+    for end in _SENTENCE_END.finditer(text):
+        yield text[start : end.end()]
+        start = end.end()
+    yield text[start:]
+
+
+def _cut(sentence: str, removed: Counter[str], named: Counter[str]) -> str:
+    """The sentence up to its first cue; what comes after one names who, when and how, and shows nothing."""
+    cue = _CUE.search(sentence) if _is_cued(sentence) else None
+    if cue is None:
+        return sentence
+    head, end = sentence[: cue.start()], sentence[-1:]
+    if cue["told"]:
+        head = _before_person(head)
+    if set(_TOKEN.findall((head[_clause_start(head) :]).lower())) <= _FILLERS:
+        head = head[: _clause_start(head)]
+    removed[STAFF_PHRASE] += 1
+    named.update(_names_in(sentence[len(head) :]))
+    return f"{head}{end if end in '.;!?' else '.'}\n"
+
+
+def _clause_start(text: str) -> int:
+    return max(text.rfind(mark) for mark in ",:(") + 1
+
+
+def _before_person(head: str) -> str:
+    """The head without its last clause, which names a person: `Small effusion, |Smith, John`."""
+    start = _clause_start(head)
+    before = head[:start].rstrip(" ,")
+    last = before[_clause_start(before) :].split()
+    if start and (len(last) == 1 or (last and last[0].lower() in _PARTICLES)):
+        return before[: _clause_start(before)]
+    if head[start - 1 : start] == "," and set(_TOKEN.findall(head[start:].lower())) <= _DEGREES:
+        return _before_person(head[: start - 1])  # `Jane Doe, RN |was notified`
+    return head[:start]
+
+
+def _names_in(phrase: str) -> Iterator[str]:
+    """Words of a phrase about staff that may be names: those with capitals, else those after `by` or `with`."""
+    tokens = _tokens(phrase)
+    by_capital = phrase != phrase.lower()  # a report all in capitals comes here in small letters
+    place = 0
+    for token in tokens:
+        place = 2 if token.word in _TAKERS or phrase[token.end : token.end + 1] == ":" else place
+        ordinary = token.word in _FUNCTION or token.word in ORDINARY or _CUE.fullmatch(token.word) is not None
+        if ordinary or len(token.word) < 3 or not token.word.replace("-", "").replace("'", "").isalpha():
+            continue
+        if token.text[0].isupper() if by_capital else place > 0:
+            yield from _parts(token.word) * (_SURE if by_capital else 1)
+        place -= 1
+
+
+def _tokens(text: str) -> list[_Token]:
+    return [_Token(m.group(), _word(m.group()), m.start(), m.end()) for m in _TOKEN.finditer(text)]
+
+
+@lru_cache(maxsize=1 << 16)
+def _word(text: str) -> str:
+    return text.lower().replace("’", "'").removesuffix("'s")
+
+
+def _parts(word: str) -> list[str]:
+    return [word, *(part for part in word.split("-") if len(part) > 2)] if "-" in word else [word]
+
+
+def _without_titled(text: str, removed: Counter[str], named: Counter[str], seconds: frozenset[str]) -> str:
+    """The text without names after a title or before a degree."""
+    if not any(map(_is_title_or_degree, _TOKEN.findall(text))):
+        return text
+    tokens = _tokens(text)
+    mixed = _has_both_cases(text)
+    gone: set[int] = set()
+    for i, token in enumerate(tokens):
+        dot = text[token.end : token.end + 1] == "."
+        if token.word in TITLES or token.text in {"Mr", "Ms"} or (dot and token.word in _TITLES_WITH_DOT):
+            gone |= _after_title(text, tokens, i, mixed, seconds)
+        elif token.word in _DEGREES and (token.text.isupper() or token.word not in _DEGREES_IN_CAPITALS):
+            gone |= _before_degree(text, tokens, i, mixed)
+    named.update(
+        part
+        for i in gone
+        if len(tokens[i].word) > 2 and tokens[i].word not in ORDINARY | _FUNCTION | TITLES | _DEGREES
+        for part in _parts(tokens[i].word) * _SURE
+    )
+    return _blank(text, tokens, gone, removed)
+
+
+def _joined(text: str, left: _Token, right: _Token) -> bool:
+    """Whether only what stands inside a name stands between them: blanks, the dot of an initial, a comma."""
+    gap = text[left.end : right.start]
+    initial = len(left.word) == 1 and left.word.isalpha()  # the `1.` of a list is none
+    if "." in gap and not initial and left.word not in TITLES | _TITLES_WITH_DOT | _AFTER_TITLES | _DEGREES:
+        return False
+    return _JOINT.match(gap) is not None
+
+
+def _after_title(text: str, tokens: list[_Token], i: int, mixed: bool, seconds: frozenset[str]) -> set[int]:
+    end = i + 1
+    skipped = TITLES | _AFTER_TITLES | _PARTICLES
+    while end < len(tokens) and tokens[end].word in skipped and _joined(text, tokens[end - 1], tokens[end]):
+        end += 1
+    if end == len(tokens) or not _joined(text, tokens[end - 1], tokens[end]):
+        return set() if tokens[i].word in _TITLES_WITH_DOT else set(range(i, end))
+    if tokens[i].word in _TITLES_WITH_DOT and mixed and not tokens[end].text[0].isupper():
+        return set()
+    if tokens[end].word in _FUNCTION and text[tokens[end].end : tokens[end].end + 1] != ".":  # but `Dr. A. Nagy`
+        return set(range(i, end))
+    name = {*range(i, end), *_rightwards(text, tokens, end, mixed)}
+    if end + 1 < len(tokens) and tokens[end + 1].word in seconds and _joined(text, tokens[end], tokens[end + 1]):
+        name.add(end + 1)
+    return name
+
+
+def _rightwards(text: str, tokens: list[_Token], first: int, mixed: bool) -> Iterator[int]:
+    """The indices of the name that begins with this token."""
+    yield first
+    given, _, _ = lists()
+    for i in range(first + 1, min(first + 6, len(tokens))):
+        left, token = tokens[i - 1], tokens[i]
+        gap = text[left.end : token.start]
+        if not _joined(text, left, token) or (
+            "," in gap and not (mixed and left.text.isupper() and token.text.isupper())
+        ):
+            return
+        begun = len(left.word) == 1 or left.word in _PARTICLES or any(part in given for part in left.word.split("-"))
+        if token.word in _PARTICLES and i + 1 < len(tokens) and (not mixed or tokens[i + 1].text[0].isupper()):
+            begun = token.word in _STRONG_PARTICLES or begun
+        elif mixed and (not token.text[0].isupper() or _is_abbreviation(token)):
+            return
+        if not (mixed and token.text[0].isupper()) and not (begun and token.word not in _FUNCTION):
+            return
+        yield i
+
+
+def _is_abbreviation(token: _Token) -> bool:
+    short = 1 < len(token.word) < 5 and token.text.rstrip("s").isupper()
+    return short or token.word in CALENDAR
+
+
+def _before_degree(text: str, tokens: list[_Token], i: int, mixed: bool) -> set[int]:
+    """The degree and the name before it: all with capitals, or in small letters up to three words of its clause."""
+    gone = {i}
+    n_commas = 0
+    for j in range(i - 1, max(i - 6, -1), -1):
+        token, gap = tokens[j], text[tokens[j].end : tokens[j + 1].start]
+        n_commas += "," in gap
+        ends = not _joined(text, token, tokens[j + 1]) or (token.word in _FUNCTION and token.word not in _PARTICLES)
+        capital = token.text[0].isupper() or token.word in _PARTICLES or token.word in _DEGREES
+        if ends or n_commas > 2 or (mixed and not capital) or (not mixed and len(gone) > 3):
+            break
+        gone.add(j)
+    return gone
+
+
+@lru_cache(maxsize=1 << 16)
+def _is_title_or_degree(word: str) -> bool:
+    return _word(word) in TITLES | _TITLES_WITH_DOT | _DEGREES
+
+
+def _blank(text: str, tokens: list[_Token], gone: Iterable[int], removed: Counter[str]) -> str:
+    """The text without these tokens; neighbours count as one name."""
+    pieces, at, last = [], 0, -2
+    for i in sorted(gone):
+        pieces.append(text[at : tokens[i].start])
+        at = tokens[i].end
+        removed[NAME] += i != last + 1
+        last = i
+    return "".join([*pieces, text[at:]])
+
+
+@cache
+def lists() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Given names, family names, and family names that are also words; of many countries, in small letters."""
+    given, family = _listed("first_names"), _listed("last_names")
+    given |= _MORE_GIVEN
+    family |= _MORE_FAMILY
+    given |= {_plain(name) for name in given}
+    family |= {_plain(name) for name in family}
+    given = {name for name in given if len(name) > 3 or name in _SHORT_GIVEN}
+    family = {name for name in family if len(name) > 2} - _FUNCTION
+    return frozenset(given - ORDINARY - _FUNCTION), frozenset(family - ORDINARY), frozenset(family & ORDINARY)
+
+
+def _listed(kind: str) -> set[str]:
+    """The names of one kind; four letters are too like an abbreviation to be taken from every country's list."""
+    names: set[str] = set()
+    for place in (*_LOCALES, *_MORE_LOCALES):
+        provider = importlib.import_module(f"faker.providers.person.{place}").Provider
+        listed = (
+            name for listing in dir(provider) if listing.startswith(kind) for name in getattr(provider, listing)
+        )
+        min_letters = 1 if place in _LOCALES else 5
+        last_words = (name.split()[-1] for name in listed if isinstance(name, str) and name)  # `de Vries`
+        names |= {name.lower() for name in last_words if len(name) >= min_letters}
+    return names
+
+
+def _plain(name: str) -> str:
+    """The name as a keyboard without accents writes it."""
+    return "".join(letter for letter in unicodedata.normalize("NFD", name) if not unicodedata.combining(letter))
+
+
+def _known(texts: Sequence[str], named: Counter[str]) -> Known:
+    given, family, _ = lists()
+    uses, small, capital, after = (Counter[str]() for _ in range(4))
+    n_mixed = 0
+    for text in texts:
+        tokens = _TOKEN.findall(text)
+        words = [_word(token) for token in tokens]
+        uses.update(words)
+        after.update(b for a, b in pairwise(words) if a in given or a in _TAKERS or (len(a) == 1 and a.isalpha()))
+        if _has_both_cases(text):
+            n_mixed += len(tokens)
+            small.update(token for token in tokens if token[0].islower())
+            capital.update(map(_word, _MID_CAPITAL.findall(text)))
+    frac = sum(n for word, n in capital.items() if word not in KEPT) / max(n_mixed, 1)
+    staff = frozenset(
+        word
+        for word, n in named.items()
+        if small[word] * 10 <= n / _SURE + capital[word]
+        and (word in given or word in family or capital[word] or uses[word] * _SURE <= n)
+    )
+    return Known(uses, small, capital, after, staff - ORDINARY - _FUNCTION, frac)
+
+
+def _suspects(known: Known) -> frozenset[str]:
+    """The words for whose sake a text is looked at more closely."""
+    given, family, _ = lists()
+    return frozenset(
+        word
+        for word in known.uses
+        if any(part in given or part in family or part in known.staff for part in _parts(word))
+        or (len(word) == 1 and word.isalpha() and word not in "ai")
+        or _DOTTED_INITIALS.match(word)
+        or (known.capital[word] and _never_small(word, known))
+        or word in _STRONG_PARTICLES
+    )
+
+
+_DOTTED_INITIALS = re.compile(r"[^\W\d_](?:\.-?[^\W\d_]){1,2}\Z")
+
+
+def _never_small(word: str, known: Known) -> bool:
+    return known.small[word] * 50 <= known.capital[word] and word not in KEPT
+
+
+def _without_names(text: str, known: Known, suspects: frozenset[str], removed: Counter[str]) -> str:
+    """The text without names that stand there with no cue, title or degree."""
+    if suspects.isdisjoint(map(_word, _TOKEN.findall(text))):
+        return text
+    tokens = _tokens(text)
+    mixed = _has_both_cases(text)
+    by_capital = mixed and _capitals_mean_names(text, tokens, known)
+    kept = [match.span() for match in _EPONYM_OF.finditer(text)]
+    tokens_kept = {i for i, token in enumerate(tokens) if any(a <= token.start < b for a, b in kept)}
+    gone = {
+        i for i in range(len(tokens)) if i not in tokens_kept and _is_name(text, tokens, i, known, mixed, by_capital)
+    }
+    gone = _widened(text, tokens, gone, known, mixed) - tokens_kept
+    return _blank(text, tokens, gone, removed)
+
+
+def _capitals_mean_names(text: str, tokens: list[_Token], known: Known) -> bool:
+    """Not where nouns have capitals, as in German, nor In A Line Like This."""
+    if len(tokens) < 10:
+        return known.capitals_frac < 0.2
+    n_capitals = sum(_word(word) not in KEPT for word in _MID_CAPITAL.findall(text))
+    return n_capitals <= 0.25 * len(tokens)
+
+
+def _is_name(text: str, tokens: list[_Token], i: int, known: Known, mixed: bool, by_capital: bool) -> bool:
+    token = tokens[i]
+    before = tokens[i - 1] if i and _joined(text, tokens[i - 1], token) else None
+    if token.word in KEPT or _is_number_like(token.word):
+        return False
+    if _DOTTED_INITIALS.match(token.word):
+        return token.word not in _DOTTED and text[token.end : token.end + 1] == "." and token.word not in _DEGREES
+    if token.word in known.staff or any(part in known.staff for part in _parts(token.word)):
+        return True
+    given, family, _ = lists()
+    capital = token.text[0].isupper()
+    if mixed and _is_abbreviation(token):
+        return False
+    a_word = known.small[token.word] > 0 and not (
+        mixed and capital and known.capital[token.word] > known.small[token.word]
+    )
+    if any(part in given for part in _parts(token.word)) and not a_word and not (mixed and not capital):
+        return True
+    if by_capital and before is not None and capital and not _is_acronym(token.text):
+        if _never_small(token.word, known):
+            return True
+        if before.word in {"by", "per", "with"} and token.word not in _FUNCTION:
+            return True
+    if before is None:
+        return False
+    if len(before.word) == 1 and i > 1 and tokens[i - 2].word in _TAKERS and "." in text[before.end : token.start]:
+        return token.word not in _FUNCTION and (capital or not mixed)  # `per P. Small`
+    if mixed or a_word:
+        return False
+    first = i - 1
+    while first > 0 and tokens[first].word in _PARTICLES:
+        first -= 1
+    if first < i - 1:  # `p. de vries`, `per van der berg`
+        begun = len(tokens[first].word) == 1 or tokens[first].word in _TAKERS or tokens[first + 1].word == "van"
+        return begun and token.word in family
+    cued = before.word in _TAKERS or (len(before.word) == 1 and "." in text[before.end : token.start])
+    pair = i + 1 < len(tokens) and _joined(text, token, tokens[i + 1]) and tokens[i + 1].word in family
+    return cued and (token.word in family or pair) and known.after_given[token.word] * 2 >= known.uses[token.word]
+
+
+def _is_number_like(word: str) -> bool:
+    return any(letter.isdigit() for letter in word) or len(word) == 1 or word in CALENDAR
+
+
+def _is_acronym(text: str) -> bool:
+    first = text.split("-")[0].split("'")[0]
+    return first.rstrip("s").isupper() or not first.isalpha() or 2 * sum(map(str.isupper, first)) >= len(first)
+
+
+def _widened(text: str, tokens: list[_Token], gone: set[int], known: Known, mixed: bool) -> set[int]:
+    """The names with their neighbours: initials, particles, a family name that is also a word (`Ann White`)."""
+    wide = set(gone)
+    for i in sorted(gone):
+        if i + 1 < len(tokens) and _takes_next(text, tokens, i, known, mixed):
+            wide |= set(_rightwards(text, tokens, i, mixed))
+        for j in range(i - 1, max(i - 5, -1), -1):
+            left, right = tokens[j], tokens[j + 1]
+            if not _joined(text, left, right) or not _goes_before(text, left, right, known, mixed):
+                break
+            wide.add(j)
+    return wide
+
+
+def _takes_next(text: str, tokens: list[_Token], i: int, known: Known, mixed: bool) -> bool:
+    token, following = tokens[i], tokens[i + 1]
+    if mixed:
+        return True
+    given, family, words_too = lists()
+    word = following.word
+    if not any(part in given for part in token.word.split("-")):
+        return word in family
+    return (
+        len(word) == 1
+        or word in _PARTICLES
+        or any(part in family or part in words_too for part in word.split("-"))
+        or known.after_given[word] * 2 >= known.uses[word]
+    )
+
+
+def _goes_before(text: str, left: _Token, right: _Token, known: Known, mixed: bool) -> bool:
+    gap = text[left.end : right.start]
+    if len(left.word) == 1 and left.word.isalpha():
+        return "." in gap or (mixed and left.text.isupper() and left.word not in {"a", "i"})
+    if left.word in _PARTICLES:
+        return gap.strip() == ""
+    if "," in gap:  # `Smith, John`
+        return left.word in lists()[1] and (not mixed or left.text[0].isupper())
+    capital = mixed and left.text[0].isupper() and not _is_acronym(left.text)
+    return capital and known.small[left.word] == 0 and left.word not in _FUNCTION
