@@ -344,7 +344,7 @@ def test_likeness_is_told_as_a_share_of_what_as_many_other_real_images_reach(fil
 
 def test_adherence_is_read_by_the_judge_that_is_given(films: np.ndarray) -> None:
     labels = (np.arange(120) % 2)[:, None].astype(np.int8)
-    bright = np.where(labels[:, None, None] == 1, 160, 0).astype(np.uint8) + films // 4
+    bright = np.where(labels[:, None, None] == 1, 160, 0).astype(np.uint8) + films.repeat(4, 1).repeat(4, 2) // 4
     settings = config.Classifier(steps=40, batch_size=32, width=4, lr=5e-3)
     judge, opposite = (classifier.fit(settings, bright, each, seed=0) for each in (labels, 1 - labels))
     section = config.Evaluate(bootstrap=50)
