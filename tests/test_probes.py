@@ -1,4 +1,4 @@
-"""Who is looked for and with what: films drawn one a patient, copies planted among the student's, gaps around members."""
+"""Who is looked for and with what: one film a person, copies planted among the student's, gaps around members."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_a_cap_keeps_that_many_images_of_each_patient_and_not_the_first_ones():
     patients = images_of([6] * 50)
     row_ids = [f"row-{i:06d}" for i in range(300)]
     split_of = {f"patient {i}": "test" if i % 2 else "train" for i in range(50)}
-    stays = within_cap(row_ids, patients, split_of, {"test": 2}, seed=0).reshape(50, 6)
+    stays = within_cap(row_ids, patients, split_of, {"test": 2}, origin=0).reshape(50, 6)
     assert stays[::2].all()
     assert (stays[1::2].sum(axis=1) == 2).all()
     assert stays[1::2].any(axis=0).all()  # every position in the table is kept for somebody

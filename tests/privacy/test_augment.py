@@ -153,7 +153,7 @@ STRENGTHS = config.Strengths().model_dump()
 
 
 def places(n: int, side: int = 24) -> torch.Tensor:
-    """Images of two channels that tell where each pixel lies: right and down from the centre, in shares of the side."""
+    """Images of two channels that tell where a pixel lies: right and down from the centre, in shares of the side."""
     line = (torch.arange(side) + 0.5) / side - 0.5
     return torch.stack([line.expand(side, side), line[:, None].expand(side, side)]).expand(n, 2, side, side).clone()
 

@@ -30,6 +30,7 @@ NETWORKS = ("filter's network", "auditor")
 EXCESS = Estimate(0.01, -0.01, 0.03, 1500)
 LEAKS = Estimate(0.4, 0.37, 0.43, 1500)
 GUESSING, TOLD = Estimate(0.52, 0.48, 0.56, 900), Estimate(0.8, 0.77, 0.83, 900)
+FEW_PEOPLE = Estimate(0.6, 0.5, 0.7, 80)
 GOOD = Evidence(
     excess={"student": EXCESS, "student, private prompts": EXCESS, "kept set": EXCESS},
     strict={name: Estimate(0.0, -0.01, 0.01, 1500) for name in ("student", "kept set")},
@@ -87,7 +88,7 @@ def test_a_package_that_meets_every_condition_is_cleared() -> None:
         ("membership", "the student's loss", TOLD, "membership by the student's loss", "fail"),
         ("membership", "the student's loss", NOTHING, "membership by the student's loss", UNSURE),
         ("membership", "gaps in the kept set", TOLD, "membership by gaps in the kept set", "fail"),
-        ("membership", "gaps in the kept set", Estimate(0.6, 0.5, 0.7, 80), "membership by gaps in the kept set", UNSURE),
+        ("membership", "gaps in the kept set", FEW_PEOPLE, "membership by gaps in the kept set", UNSURE),
         # The attack tells strangers from strangers: its answer about members is worth nothing.
         ("membership_null", "the student's loss", TOLD, "membership by the student's loss", UNSURE),
         ("membership_null", "the student's loss", NOTHING, "membership by the student's loss", UNSURE),

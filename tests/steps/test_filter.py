@@ -237,7 +237,11 @@ def test_an_image_too_much_like_an_unseen_patient_is_dropped_so_that_a_gap_does_
     samples.add_round(*DECOYED)
     made = samples.filter()
     assert made["filter/0"].table()["keep"].to_pylist() == [True, False, False, False]
-    assert made["filter/0"].facts["reasons"] == {"kept": 1, "over the threshold": 1, "like an unseen patient, a decoy": 2}
+    assert made["filter/0"].facts["reasons"] == {
+        "kept": 1,
+        "over the threshold": 1,
+        "like an unseen patient, a decoy": 2,
+    }
     assert made["filter"].facts["decoys"] is True and made["filter"].facts["threshold"] == 0.5
 
 
