@@ -99,7 +99,9 @@ def test_a_click_on_a_mark_opens_its_trial_and_moves_the_threshold(browser, page
     show(browser, pages["custodian"])
     mark = browser.find_element(By.CSS_SELECTOR, "#validation-10 .shape")
     ActionChains(browser).move_to_element(mark).perform()
-    assert text(browser, "#readout").startswith("Trial 10, recall 0.99: 8.9% flagged by the study’s judge [7.5, 10.4]")
+    assert text(browser, "#readout").startswith(
+        "Trial 10, recall 0.99: 8.9% flagged by the study’s judge [7.5, 10.4]"
+    )
     ActionChains(browser).click().perform()
     trial = example().trials[9]
     assert open_trial(browser) == "Trial 10: recall 0.99"
