@@ -41,8 +41,6 @@ HELD_OUT = (*CHOSEN_BY, AUDIT)
 RATIO_OF = {REID: "reid_ratio", judge.COLUMN: "judge_ratio", AUDIT: "audit_ratio"}
 EXACT = "_exact_threshold"
 """Ends the name of a ratio whose interval takes the threshold for exact; the other's holds the threshold's error."""
-
-
 NEEDS_FINDINGS = "a study compares settings by what a classifier learns from their images, so it needs labels"
 
 
