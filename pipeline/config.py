@@ -330,7 +330,7 @@ class Network(Section):
     averaged_shift_px: NonNegativeInt = 0
     """A trained network averages the embeddings of a film and of its four copies shifted by this much, at five times
     the cost; 0 embeds the film alone."""
-    steps: Count = 260
+    steps: Count = 360
     """Optimiser steps."""
     patients_per_batch: Annotated[int, Field(ge=2)] = 96
     """Patients in a batch; two images of each."""
@@ -440,7 +440,7 @@ class FixedRule(Section):
 class PercentileRule(Section):
     """Drop what scores over a percentile of unseen patients' scores."""
 
-    percentile: Percent = 70.0
+    percentile: Percent = 80.0
     """Published: 95."""
 
 
@@ -686,7 +686,7 @@ class Recipe(Section):
     """Synthetic images to risk."""
     filter: Filter = Filter()
     """Risk to keep or drop."""
-    distill: Generator = Generator(n_images=64_000)
+    distill: Generator = Generator(denoiser=Denoiser(width=128, patch=1), n_images=51_200)
     """Kept images to student."""
     evaluate: Evaluate = Evaluate()
     """Everything to metrics."""
