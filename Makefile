@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test chaos lint clean
 
 demo: $(VENV)/.installed
-	$(RUN) -m jobs.all jobs/recipes/phantom.yaml --store runs/demo
+	$(RUN) -m jobs.all jobs/recipes/phantom.yaml --store runs/demo || [ $$? -eq 3 ]  # a package that is withheld is an answer
 
 # A file's tests stay in one of two processes; clusters come alone, as what they take is measured.
 test: $(VENV)/.installed-test lint

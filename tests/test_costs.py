@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -85,7 +86,7 @@ def test_what_is_finished_takes_nothing_and_says_so(store: Store) -> None:
     finish(store, RECIPE)
     found = forecast(RECIPE, store)
     assert found.wall_s == (0, 0, 0) and not found.shares
-    assert "28 finished" in told(found, RECIPE) and "takes nothing" in told(found, RECIPE)
+    assert "31 finished" in told(found, RECIPE) and "takes nothing" in told(found, RECIPE)
 
 
 def test_a_changed_filter_pays_for_what_comes_after_only(store: Store) -> None:
@@ -101,7 +102,7 @@ def test_what_was_never_measured_has_no_time_and_names_a_pilot(store: Store) -> 
     found = forecast(recipe, store)
     assert set(seconds(found).values()) == {None} and found.wall_s == (0, 0, 0)
     text = told(found, recipe)
-    assert "28 tasks are not measured" in text and "--sample.n-images 1500 --sample.max-rounds 1" in text
+    assert "31 tasks are not measured" in text and "--sample.n-images 1500 --sample.max-rounds 1" in text
     assert "--teach.n-images" not in text  # 1,280 images are no more than a pilot
 
 
@@ -137,7 +138,7 @@ def test_twice_the_images_take_twice_the_work_but_start_once(
         ({"teach.workers": 2}, "teach", 0.5),
         ({"identify.auditor.steps": 60}, "identify/auditor", 3),
         ({"sample.n_images": 480}, "evaluate/teacher", 1),
-        ({"evaluate.n_student": 128}, "evaluate/student_scores", 2),
+        ({"evaluate.n_student": 128}, "evaluate/student_scores", (256 + 200) / (128 + 200)),  # planted copies as well
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value),
 )
@@ -261,7 +262,9 @@ def test_a_task_goes_to_the_nodes_of_its_step_that_are_of_its_kind() -> None:
 def test_spot_nodes_warn_of_the_longest_task_that_starts_over(store: Store) -> None:
     finish(store, RECIPE)
     spot = nodes.nodes("{groups: {pc: {cpus: 2, price_per_hour: 1, spot: true}}}")
-    assert "the longest on spot nodes is identify/auditor, 30 s" in told(forecast(OTHER, store, spot), on=spot)
+    # About 30 s: splits of a store without a secret are counted as another origin deals them.
+    text = told(forecast(OTHER, store, spot), on=spot)
+    assert re.search(r"the longest on spot nodes is identify/auditor, (29|30|31) s", text)
     assert "spot" not in told(forecast(OTHER, store))
 
 

@@ -34,6 +34,7 @@ FEW_PEOPLE = Estimate(0.6, 0.5, 0.7, 80)
 GOOD = Evidence(
     excess={"student": EXCESS, "student, private prompts": EXCESS, "kept set": EXCESS},
     strict={name: Estimate(0.0, -0.01, 0.01, 1500) for name in ("student", "kept set")},
+    near_copies=Estimate(0.0, -0.001, 0.002, 3000),
     recalls={name: {"shift": wilson(388, 400), "near_duplicate": wilson(390, 400)} for name in NETWORKS},
     planted_exact={name: wilson(100, 100) for name in NETWORKS},
     planted_near={name: wilson(100, 100) for name in NETWORKS},
