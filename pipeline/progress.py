@@ -234,7 +234,7 @@ class View:
 
     def tell(self, task: str, sentence: str) -> None:
         """A line of its own, above the live view where there is one."""
-        self.say(f"[{self._elapsed()}] {task}: {sentence}")
+        self.console.print(f"[{self._elapsed()}] {task}: {sentence}", markup=False, soft_wrap=True)
 
     def __enter__(self) -> View:
         self._thread = threading.Thread(target=self._show, daemon=True)

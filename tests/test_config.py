@@ -116,7 +116,7 @@ def test_any_shares_that_sum_to_one_up_to_rounding_are_taken(shares: list[float]
             "image_px 40 must be a multiple of teach's autoencoder.patch_px 8 x denoiser.patch 3",
         ),
         ({"distill.denoiser.patch": 4}, "image_px 48 must be a multiple of distill's .* 8 x denoiser.patch 4"),
-        ({"distill.denoiser.heads": 3}, "distill.denoiser.width 256 must be a multiple of heads 3"),
+        ({"distill.denoiser.heads": 3}, "distill.denoiser.width 128 must be a multiple of heads 3"),
         ({"teach.denoiser.kind": "unet"}, "teach: denoiser 'unet' needs autoencoder 'kl' or 'pixel'"),
         ({"teach.workers": 3}, "batch_size 64 must be a multiple of workers 3"),
         ({"teach.workers": 4, "teach.min_workers": 2}, "batch_size 64 must be a multiple of workers 3"),

@@ -28,6 +28,7 @@ def scored(
         "reid_score": pa.array(reid, pa.float32()),
         "nearest_row_id": nearest or [NEAREST] * len(reid),
         "audit_score": pa.array(audit, pa.float32()),
+        "pixel_copy": pa.array([False] * len(audit)),
     }
     return pa.table(columns | more)
 
@@ -354,3 +355,12 @@ def test_adherence_is_read_by_the_judge_that_is_given(films: np.ndarray) -> None
     )
     assert found["adherence/student/auroc_edema"].value > 0.95
     assert turned["adherence/student/auroc_edema"].value < 0.05
+
+
+def test_a_students_near_copies_are_judged_against_what_strangers_give() -> None:
+    student = scored([0.1] * 3, [0.1] * 3, pixel_copy=[True, False, False])
+    private = scored([0.1], [0.1], prompt_row_id=["a00"])
+    found = measures.privacy(scores(student=student, student_private=private), filter_threshold=0.5)
+    assert found["privacy/student/near_copies"].value == 0.25
+    assert found["privacy/control/near_copies"].n == 9
+    assert found["privacy/student/near_copies_excess"].value == 0.25

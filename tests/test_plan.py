@@ -196,7 +196,7 @@ def test_a_changed_recipe_is_told_with_both_values(store: Store) -> None:
     for name in ("filter/0", "filter"):
         finish(store, planned(RECIPE, store), name, ENOUGH)
     lines = planned(config.changed(RECIPE, {"filter.percentile.percentile": 60}), store)
-    assert lines["filter/0"].why == "recipe differs: filter.percentile 70.0 -> 60.0"
+    assert lines["filter/0"].why == "recipe differs: filter.percentile 80.0 -> 60.0"
     assert lines["filter"].why == "input differs: filter/0"
 
 

@@ -278,7 +278,7 @@ def proposed(recipe: Recipe, number: int, seed: int = 0) -> Settings:
 
 def test_no_filter_and_the_recipes_own_setting_are_always_tried(recipe: Recipe) -> None:
     assert proposed(recipe, 0) == {"filter.rule": "none"}
-    assert proposed(recipe, 1) == {"filter.rule": "percentile", "filter.percentile.percentile": 70.0}
+    assert proposed(recipe, 1) == {"filter.rule": "percentile", "filter.percentile.percentile": 80.0}
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -30,6 +30,7 @@ def scores(*values: float | None, copies: Collection[int] = ()) -> pa.Table:
         "reid_score": values,
         "nearest_row_id": ["r"] * n,
         "margin": [0.0] * n,
+        "decoy_score": [0.0] * n,
         "pixel_copy": [i in copies for i in range(n)],
     }
     return pa.table(columns, schema=SCORES)

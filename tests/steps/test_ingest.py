@@ -119,7 +119,7 @@ def test_prompts_are_of_training_rows_and_tell_only_words_that_k_of_their_patien
     prompted, removed = ingest._with_prompts(listed, SMALL, ("edema",))
     found = prompted["prompt"].to_pylist()
     assert found == ["60s, woman, small effusion", "60s, woman, small effusion", "60s, woman", None, None]
-    assert removed["name after a title"] == removed["date"] == 1 and removed["rare word"] >= 2
+    assert removed["name of a person"] == removed["date"] == 1 and removed["rare word"] >= 2
 
 
 def test_a_text_that_is_left_empty_is_counted() -> None:
