@@ -358,9 +358,9 @@ def test_adherence_is_read_by_the_judge_that_is_given(films: np.ndarray) -> None
 
 
 def test_a_students_near_copies_are_judged_against_what_strangers_give() -> None:
-    student = scored([0.1] * 3, [0.1] * 3, pixel_copy=[True, False, False])
+    student = scored([0.1] * 5, [0.1] * 5, pixel_copy=[True, True, False, False, False])
     private = scored([0.1], [0.1], prompt_row_id=["a00"])
     found = measures.privacy(scores(student=student, student_private=private), filter_threshold=0.5)
-    assert found["privacy/student/near_copies"].value == 0.25
+    assert found["privacy/student/near_copies"].value == 2 / 6
     assert found["privacy/control/near_copies"].n == 9
-    assert found["privacy/student/near_copies_excess"].value == 0.25
+    assert found["privacy/student/near_copies_excess"].value == 2 / 6

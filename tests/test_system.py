@@ -278,7 +278,7 @@ def test_a_dry_run_says_what_is_reused_what_runs_and_why(finished_store: Path) -
     assert " reuse " in lines["score/0"]
     assert " run " in lines["filter/0"]
     # The last column is broken over lines as wide as the terminal.
-    assert "recipe differs: filter.percentile 70.0 -> " in " ".join(answer.stdout.split())
+    assert "recipe differs: filter.percentile 80.0 -> " in " ".join(answer.stdout.split())
     assert "filter.rule percentile -> none" in " ".join(answer.stdout.split())
 
 
