@@ -310,10 +310,6 @@ class Augment(Section):
     """Largest change of brightness, on the scale [-1, 1]."""
     jpeg_frac: Frac = 0.1
     """Chance of JPEG compression, quality 30 to 90."""
-    redrawn_frac: Frac = 0.0
-    """Chance that a film keeps what is coarse and gets another one's fine detail, as a generator redraws it."""
-    detail_frac: Frac = 0.06
-    """Largest scale of what counts as fine then, as a share of the side."""
     round_trip_frac: Frac = 0.25
     """Chance of a round trip through an autoencoder fitted on the same patients."""
 

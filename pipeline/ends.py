@@ -88,7 +88,7 @@ def explained(where: str, tell: Callable[[str], None]) -> Iterator[None]:
     try:
         with told_memory():
             yield
-    except Exception as error:
+    except Exception as error:  # whatever Ray or a worker raised: only the end of a worker is told anew
         died = next((one for one in _causes(error) if isinstance(one, WorkerDiedError)), None)
         end = None if died else end_of(error, [])
         if died is None and end is None:
@@ -173,7 +173,7 @@ def read_for(key: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # Ray Data and Ray Train wrap the end of a worker in errors of many kinds
         words = _words(key) if end_of(error, []) is not None else []
         end = end_of(error, words)
         if end is None:

@@ -34,6 +34,9 @@ RATIOS = {
 SIZES = ((1, "1"), (3, "2-3"), (12, "4-12"), (29, "13-29"), (np.inf, "30+"))
 IMAGES_PER_PROMPT = 4
 NO_FINDING = "none"
+PLANTED = "planted-"
+EXACT_COPY, NEAR_COPY = f"{PLANTED}exact-", f"{PLANTED}near-"
+"""What the names of planted copies begin with."""
 STRICT_PERCENTILE = 99.0
 """Of control scores: what only one in a hundred strangers' images reaches."""
 
@@ -103,12 +106,12 @@ def _ratios(scores: Risk) -> Metrics:
     patients: dict[str, Any] = {"control_clusters": scores.control_patients}
     both = patients | {"test_clusters": scores.test_patients}
     for column, ratio, excess in RATIOS.values():
-        control, test = _calibration(scores.control, column), _judged(scores.test, column)
+        control, test = _values(scores.control, column), _values(scores.test, column)
         found[f"privacy/control/{ratio}"] = risk.ratio_over_control(
             test, control, scores.percentile, clusters=scores.test_patients, **patients
         )
         for subject, table in subjects.items():
-            judged = _judged(table, column)
+            judged = _values(table, column)
             found[f"privacy/{subject}/{ratio}"] = risk.ratio_over_control(
                 judged, control, scores.percentile, **patients
             )
@@ -117,29 +120,19 @@ def _ratios(scores: Risk) -> Metrics:
             )
     for network, baseline in scores.baseline.items():
         column, ratio, _ = RATIOS[network]
-        control = _calibration(scores.control, column)
+        control = _values(scores.control, column)
         found[f"privacy/baseline/{ratio}"] = risk.ratio_over_control(baseline, control, scores.percentile, **patients)
     column, _, excess = RATIOS["auditor"]
     subject = {"filtered": scores.kept, "student": scores.student}
     for name, table in subject.items():
         found[f"privacy/{name}/{excess}_strict"] = risk.excess_over_control(
-            _judged(table, column),
-            _judged(scores.test, column),
-            _calibration(scores.control, column),
+            _values(table, column),
+            _values(scores.test, column),
+            _values(scores.control, column),
             STRICT_PERCENTILE,
             **both,
         )
     return found
-
-
-def control_threshold(control: Float[np.ndarray, " n"], percentile: float) -> float:
-    """The score from which a ratio counts an image: a percentile of unseen patients' scores, rounded up.
-
-    Raises: ValueError if there is none or one is missing: a percentile of NaN would flag nothing.
-    """
-    if not len(control) or np.isnan(control).any():
-        raise ValueError(f"control scores: want numbers, got {np.isnan(control).sum()} missing of {len(control)}")
-    return float(np.percentile(control, percentile, method="higher"))
 
 
 def _by_images(scores: Risk) -> Metrics:
@@ -148,11 +141,11 @@ def _by_images(scores: Risk) -> Metrics:
     sizes = Counter(patients.values())
     band_of = {patient: next(name for largest, name in SIZES if n <= largest) for patient, n in sizes.items()}
     n_patients = Counter(band_of.values())
-    threshold = control_threshold(_calibration(scores.control, "reid_score"), scores.percentile)
+    threshold = _limit(scores, "reid_score")
     found: Metrics = {}
     for subject, table in (("teacher", scores.teacher), ("student_private_prompts", scores.student_private)):
         bands = [band_of[patients[row_id]] for row_id in table["prompt_row_id"].to_pylist()]
-        ratios = risk.ratio_by_group(_judged(table, "reid_score") >= threshold, bands)
+        ratios = risk.ratio_by_group(risk.flagged(_values(table, "reid_score"), threshold), bands)
         told = (name for _, name in SIZES if name in ratios and n_patients[name] >= scores.k)
         found |= {f"privacy/{subject}/reid_ratio_images_{name}": ratios[name] for name in told}
     return found
@@ -160,10 +153,10 @@ def _by_images(scores: Risk) -> Metrics:
 
 def _by_finding(scores: Risk) -> Metrics:
     """The ratio of the images that show a finding, and of those that show none."""
-    threshold = control_threshold(_calibration(scores.control, "reid_score"), scores.percentile)
+    threshold = _limit(scores, "reid_score")
     found: Metrics = {}
     for subject, table in {"control": scores.test, "teacher": scores.teacher, "student": scores.student}.items():
-        flags, labels = _judged(table, "reid_score") >= threshold, scores.shown[subject]
+        flags, labels = risk.flagged(_values(table, "reid_score"), threshold), scores.shown[subject]
         groups = dict(zip(scores.findings, (labels == 1).T, strict=True)) | {NO_FINDING: rules.none_shown(labels)}
         for name, group in groups.items():
             clusters = scores.test_patients[group] if subject == "control" else np.arange(group.sum())
@@ -199,7 +192,7 @@ def _recall(scores: Risk, filter_threshold: float | None) -> Metrics:
     """
     thresholds = {
         "filter_network": np.inf if filter_threshold is None else filter_threshold,
-        "auditor": control_threshold(_calibration(scores.control, "audit_score"), scores.percentile),
+        "auditor": _limit(scores, "audit_score"),
     }
     kinds, factors = _values(scores.changed, "kind"), _values(scores.changed, "factor")
     patients = _values(scores.changed, "patient")
@@ -220,9 +213,9 @@ def _planted(scores: Risk) -> Metrics:
     found: Metrics = {}
     names = scores.planted["row_id"]
     for network, (column, _, _) in RATIOS.items():
-        threshold = control_threshold(_calibration(scores.control, column), scores.percentile)
-        for kind in ("exact", "near"):
-            rows = pc.starts_with(names, f"planted-{kind}-").to_numpy(zero_copy_only=False)
+        threshold = _limit(scores, column)
+        for kind, mark in (("exact", EXACT_COPY), ("near", NEAR_COPY)):
+            rows = pc.starts_with(names, mark).to_numpy(zero_copy_only=False)
             flags = _values(scores.planted, column)[rows] >= threshold
             found[f"privacy/{network}/planted_{kind}"] = risk.wilson(int(flags.sum()), len(flags))
     return found
@@ -402,17 +395,9 @@ def _finding_of(key: str) -> str:
     return name.removeprefix("reid_ratio_finding_").removeprefix("auroc_")
 
 
-def _calibration(table: pa.Table, column: str) -> Float[np.ndarray, " n"]:
-    """Scores that a threshold is taken from; none may be missing."""
-    values = _values(table, column)
-    control_threshold(values, 50.0)
-    return values
-
-
-def _judged(table: pa.Table, column: str) -> Float[np.ndarray, " n"]:
-    """Scores that are judged; an image without one counts as flagged, as nobody cleared it."""
-    values = _values(table, column)
-    return np.where(np.isnan(values), np.inf, values)
+def _limit(scores: Risk, column: str) -> float:
+    """The control threshold of a network."""
+    return risk.control_threshold(_values(scores.control, column), scores.percentile).value
 
 
 def _values(table: pa.Table, column: str) -> np.ndarray:

@@ -18,6 +18,7 @@ from pipeline.cohorts.splits import STRATA
 from pipeline.config import Recipe
 from pipeline.generators import autoencoder, losses, prompts
 from pipeline.generators.sampler import Sampler
+from pipeline.measures import EXACT_COPY, NEAR_COPY
 from pipeline.privacy import matching, networks
 from pipeline.privacy.augment import CHANGES, changed_copies
 from pipeline.records import Records
@@ -31,7 +32,6 @@ DEMANDED = 1.0
 ROUND_TRIP, NEAR = "round_trip", "near_duplicate"
 N_PLANTED = 100
 """Exact copies, and as many near ones, that are planted among the student's images."""
-EXACT_COPY, NEAR_COPY = "planted-exact-", "planted-near-"
 PEOPLE = {"member": "train", "stranger": "test", "control": "control"}
 """Who is compared, and the split they come from."""
 

@@ -82,16 +82,13 @@ def tell(recipe: Recipe, store: Store, name: str) -> None:
 
 def _readable(recipe: Recipe, store: Store) -> bytes | None:
     """The secret; empty if the store has none yet, none if this user may not read it."""
+    file = recipe.ingest.key_file
+    if file is not None and not file.is_file() and _read(recipe, store) is not None:
+        return None  # a role that has no key file, on a store that told the name
     try:
-        if recipe.ingest.key_file is not None:
-            return _of_file(recipe.ingest)
-        return store.secret(PATH, create=False)
+        return store.secret(PATH, create=False) if file is None else _of_file(recipe.ingest)
     except OSError as error:
         if is_denied(error):
-            return None
-        raise
-    except ArtifactError:
-        if _read(recipe, store) is not None:  # a role that has no key file, on a store that told the name
             return None
         raise
 

@@ -158,7 +158,7 @@ def _explained(result: tune.Result) -> Exception | None:
     try:
         with ends.read_for(_words((result.metrics or {}).get("trial_id"))):
             raise result.error
-    except Exception as error:
+    except Exception as error:  # the trial's own, or what ended its worker: told, never raised
         return error
 
 

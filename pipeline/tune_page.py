@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 from jaxtyping import Float
 
-from pipeline import config, explorer, images, measures, records
+from pipeline import config, explorer, images, records
 from pipeline.artifact import Artifact
 from pipeline.config import Filter, Recipe, Rule
 from pipeline.estimate import Estimate
@@ -164,9 +164,8 @@ def _control_ratios(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[expl
     for view, (calibrated_on, counted_on, scored, column) in VIEWS.items():
         control, control_patients = _strangers(inputs, calibrated_on, scored, column)
         scores, patients = _strangers(inputs, counted_on, scored, column)
-        measures.control_threshold(control, recipe.evaluate.control_percentile)  # refuses a score that is missing
         found[view] = ratio_over_control(
-            np.where(np.isnan(scores), np.inf, scores),
+            scores,
             control,
             recipe.evaluate.control_percentile,
             clusters=patients,

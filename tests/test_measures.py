@@ -11,8 +11,9 @@ import pytest
 
 from pipeline import config, measures
 from pipeline.estimate import Estimate
-from pipeline.measures import Metrics, Risk, control_threshold
+from pipeline.measures import Metrics, Risk
 from pipeline.privacy import risk
+from pipeline.privacy.risk import control_threshold
 from pipeline.records import Records, Synthetic
 from pipeline.utility import classifier
 
@@ -190,7 +191,7 @@ def test_a_control_image_without_a_score_is_an_error_as_its_percentile_would_fla
     with pytest.raises(ValueError, match="want numbers, got 1 missing of 5"):
         measures.privacy(scores(control=control), None)
     with pytest.raises(ValueError, match="got 0 missing of 0"):
-        control_threshold(np.array([]), 95)
+        control_threshold(np.array([]), 95.0)
 
 
 def test_a_figure_about_fewer_than_k_patients_is_not_told_by_number_of_images() -> None:
@@ -201,7 +202,7 @@ def test_a_figure_about_fewer_than_k_patients_is_not_told_by_number_of_images() 
 
 def test_the_control_threshold_is_a_score_that_occurs_and_rounded_up() -> None:
     control = np.array([0.5, 0.1, 0.4, 0.2, 0.3])
-    assert [control_threshold(control, p) for p in (50, 75, 76, 95)] == [0.3, 0.4, 0.5, 0.5]
+    assert [control_threshold(control, p).value for p in (50.0, 75.0, 76.0, 95.0)] == [0.3, 0.4, 0.5, 0.5]
 
 
 def test_the_ratio_does_not_depend_on_the_rule_of_the_filter(found: Metrics) -> None:

@@ -84,6 +84,15 @@ def test_a_damaged_secret_is_refused_before_anything_is_made_from_it(tmp_path: P
         plan.plan(Recipe(), Store(tmp_path))
 
 
+def test_a_damaged_secret_is_not_passed_over_where_the_cohorts_name_was_told(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    secret.of(Recipe(), store)
+    secret.tell(Recipe(), store, secret.cohort_name(Recipe(), store))
+    (tmp_path / secret.PATH).write_bytes(b"half")
+    with pytest.raises(ArtifactError, match=r"secret\.key: want 32 bytes, got 4"):
+        plan.plan(Recipe(), Store(tmp_path))
+
+
 def test_who_may_not_read_the_secret_takes_the_cohorts_name_that_was_told(tmp_path: Path) -> None:
     recipe = with_key(tmp_path / "key", KEY)
     store = Store(tmp_path / "store")

@@ -242,7 +242,8 @@ def test_an_image_without_a_score_counts_as_flagged_at_any_threshold(tmp_path: P
     draft.write_table(scores)
     scored = store.commit(draft, {}, 3)
     found = trial.scores_of(scored, "judge_score", ["c", "a", "b", "set aside"])
-    assert found.tolist() == [math.inf, 0.25, math.inf, math.inf]
+    for threshold in (0.3, 1.0, math.inf):
+        assert risk.flagged(found, threshold).tolist() == [True, False, True, True]
 
 
 def test_the_judge_differs_from_the_filters_network_and_from_the_auditor_in_more_than_its_seed(

@@ -48,7 +48,6 @@ def augmented(
     shift = torch.stack([uniform(augment.shift_frac), uniform(augment.shift_frac)], 1) * images.shape[-1]
     zoom = (uniform(1.0) * math.log(1 + augment.zoom)).exp()
     images = moved(images, shift, uniform(augment.rotation_deg), zoom)
-    images = _redrawn(images, chosen(augment.redrawn_frac), augment.detail_frac, generator)
     if round_trip is not None:
         images = _replaced(images, chosen(augment.round_trip_frac), round_trip)
     images = _replaced(images, chosen(augment.blur_frac), blurred)
@@ -58,22 +57,6 @@ def augmented(
     compressed = chosen(augment.jpeg_frac)
     quality = torch.randint(30, 91, (len(compressed),), generator=generator)
     return _replaced(images, compressed, lambda some: jpeg(some, quality))
-
-
-def _redrawn(
-    images: Float[Tensor, "n c h w"], rows: Tensor, detail_frac: float, generator: torch.Generator
-) -> Float[Tensor, "n c h w"]:
-    """The images, of which some keep what is coarse and have the fine detail of another: as if a generator had drawn
-    them again.
-
-    What is fine is one scale for the call, drawn up to `detail_frac` of the side (standard deviation of a Gaussian).
-    """
-    if not len(rows):
-        return images
-    sd_px = max(0.5, float(torch.rand((), generator=generator)) * detail_frac * images.shape[-1])
-    fine = images - softened(images, sd_px)
-    others = torch.randint(len(images), (len(rows),), generator=generator).to(rows.device)
-    return images.index_copy(0, rows, images[rows] - fine[rows] + fine[others])
 
 
 def _shifted(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:

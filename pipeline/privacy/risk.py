@@ -108,13 +108,12 @@ def control_threshold(
 
     Of independent scores as many reach the true percentile as Bin(c, 1 - percentile / 100) says, which makes the
     ends two order statistics. With clusters (patients) the binomial is that of the effective number of images.
-    Raises: ValueError without control scores.
+    Raises: ValueError if there is no score or one is missing: a percentile of NaN would flag nothing.
     Source: Wilks, Ann. Math. Stat. 19:6 (1948), order-statistic interval of a quantile; with clusters Woodruff,
     JASA 47:635 (1952), on the effective n of `clustered`.
     """
     n = len(control_scores)
-    if n == 0:
-        raise ValueError("control_threshold: want scores of unseen patients, got none")
+    _require_numbers("control scores", control_scores)
     value = float(np.percentile(control_scores, percentile, method="higher"))
     effective_n = (
         n if control_clusters is None else int(_effective_n(control_scores >= value, control_clusters, 0.95))
@@ -149,8 +148,8 @@ def ratio_over_control(
     if min(len(scores), len(control_scores)) == 0:
         return wilson(0, 0)
     limit = control_threshold(control_scores, percentile, control_clusters)
-    share = _share(scores >= limit.value, clusters)
-    ends = [float(np.mean(scores >= end)) for end in (limit.high, limit.low)]
+    share = _share(flagged(scores, limit.value), clusters)
+    ends = [float(np.mean(flagged(scores, end))) for end in (limit.high, limit.low)]
     return widened(share, share.value - min(ends), max(ends) - share.value, floor=0.0)
 
 
@@ -174,10 +173,24 @@ def excess_over_control(
     if min(len(scores), len(test_scores), len(control_scores)) == 0:
         return Estimate(math.nan, -1.0, 1.0, 0)
     limit = control_threshold(control_scores, percentile, control_clusters)
-    excess = difference(_share(scores >= limit.value, clusters), _share(test_scores >= limit.value, test_clusters))
-    ends = [float(np.mean(scores >= end) - np.mean(test_scores >= end)) for end in (limit.high, limit.low)]
+    _require_numbers("test scores", test_scores)  # one that counted as flagged would excuse what is judged
+    sides = ((scores, clusters), (test_scores, test_clusters))
+    excess = difference(*(_share(flagged(values, limit.value), named) for values, named in sides))
+    ends = [
+        float(np.mean(flagged(scores, end)) - np.mean(flagged(test_scores, end))) for end in (limit.high, limit.low)
+    ]
     down, up = max(0.0, excess.value - min(ends)), max(0.0, max(ends) - excess.value)
     return widened(excess, down, up, floor=-1.0)
+
+
+def flagged(scores: Float[np.ndarray, " n"], threshold: float) -> Bool[np.ndarray, " n"]:
+    """Which images reach the threshold; one without a score (NaN) counts as flagged, as nobody cleared it."""
+    return ~(scores < threshold)
+
+
+def _require_numbers(name: str, scores: Float[np.ndarray, " n"]) -> None:
+    if not len(scores) or np.isnan(scores).any():
+        raise ValueError(f"{name}: want numbers, got {np.isnan(scores).sum()} missing of {len(scores)}")
 
 
 def _share(flags: Bool[np.ndarray, " n"], clusters: Shaped[np.ndarray, " n"] | Sequence[str] | None) -> Estimate:

@@ -383,7 +383,8 @@ def _risk(
     (decisions,) = rounds_of(inputs, "filter")
     decided = decisions.table()
     scored = inputs["evaluate/student_scores"].table()
-    student = scored.filter(pc.invert(pc.starts_with(scored["row_id"], "planted-")))
+    is_planted = pc.starts_with(scored["row_id"], measures.PLANTED)
+    student = scored.filter(pc.invert(is_planted))
     asked = inputs["evaluate/student_images"].table("plan", ["row_id", "prompt_row_id", "labels"])
     asked = records.among(asked, student["row_id"])
     student = student.append_column("prompt_row_id", asked["prompt_row_id"])
@@ -411,7 +412,7 @@ def _risk(
         student=student.filter(pc.starts_with(student["row_id"], "kept-")),
         student_private=student.filter(pc.starts_with(student["row_id"], "private-")),
         changed=inputs["evaluate/changed"].table(),
-        planted=scored.filter(pc.starts_with(scored["row_id"], "planted-")),
+        planted=scored.filter(is_planted),
         baseline=baseline,
         train=train,
         shown={

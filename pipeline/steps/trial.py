@@ -143,11 +143,10 @@ def _student(work: Work, arm: str, split: config.Split, columns: Sequence[str]) 
 
 
 def scores_of(scored: Artifact, column: str, row_ids: Sequence[str]) -> Float[np.ndarray, " n"]:
-    """Scores of the named images. One without a score counts as flagged at any threshold: nobody cleared it."""
+    """Scores of the named images; NaN, which counts as flagged, for one that has none."""
     table = scored.table(columns=["row_id", column])
     found = dict(zip(table["row_id"].to_pylist(), table[column].to_pylist(), strict=True))
-    scores = np.array([found.get(row_id) for row_id in row_ids], np.float64)  # None becomes NaN
-    return np.where(np.isnan(scores), np.inf, scores)
+    return np.array([found.get(row_id) for row_id in row_ids], np.float64)  # None becomes NaN
 
 
 def _measured(
@@ -192,11 +191,11 @@ def _ratios(work: Work, scores: Mapping[str, Float[np.ndarray, " n"]], unseen: R
         source = work.inputs["tune/unseen" if column == judge.COLUMN else "score/unseen"]
         strangers = source.table(columns=["row_id", column], where=within)
         control = strangers[column].to_numpy()
-        threshold = measures.control_threshold(control, percentile)
+        threshold = risk.control_threshold(control, percentile).value
         patients = [patient_of[row_id] for row_id in strangers["row_id"].to_pylist()]
         ratio = RATIO_OF[column]
         found[ratio] = risk.ratio_over_control(judged, control, percentile, control_clusters=np.array(patients))
-        found[f"{ratio}{EXACT}"] = risk.wilson(int((judged >= threshold).sum()), len(judged))
+        found[f"{ratio}{EXACT}"] = risk.wilson(int(risk.flagged(judged, threshold).sum()), len(judged))
     return found
 
 

@@ -237,3 +237,13 @@ def test_ratios_and_excess_hold_the_truth_of_all_strangers(
     assert (held[:2] / 300 >= 0.95 - 0.035).all()  # under 95 % by three standard errors
     assert (held[:2] / 300 <= most).all()
     assert held[2] / 300 < 0.93
+
+
+def test_a_missing_score_is_flagged_among_what_is_judged_and_refused_among_strangers() -> None:
+    strangers, missing = np.arange(40.0) / 40, np.array([0.1, math.nan])
+    assert ratio_over_control(missing, strangers, 95.0).value == 0.5
+    assert excess_over_control(missing, strangers, strangers, 50.0).value == pytest.approx(0.0)
+    with pytest.raises(ValueError, match="test scores: want numbers, got 1 missing of 2"):
+        excess_over_control(strangers, missing, strangers, 95.0)
+    with pytest.raises(ValueError, match="control scores: want numbers, got 1 missing of 2"):
+        ratio_over_control(strangers, missing, 95.0)
