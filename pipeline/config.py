@@ -322,7 +322,10 @@ class Network(Section):
     width: Count = 32
     """Channels of the first stage (`conv`, `resnet`)."""
     embedding: Count = 128
-    """Length of the embedding."""
+    """Features of a film by which patients are recognised in whatever pose."""
+    eigenfilms: NonNegativeInt = 64
+    """Coordinates of a film by which it is recognised in its place, as when a generator redraws it; at most a tenth
+    of the films that a network is trained on. 0 leaves them out."""
     averaged_shift_px: NonNegativeInt = 0
     """A trained network averages the embeddings of a film and of its four copies shifted by this much, at five times
     the cost; 0 embeds the film alone."""

@@ -435,7 +435,7 @@ def jobs(word: str, address: str, n: int) -> list[str]:
         )
         for _ in range(n)
     ]
-    told = [job.communicate(timeout=500)[0] for job in running]
+    told = [job.communicate(timeout=1500)[0] for job in running]
     assert [job.returncode for job in running] == [0] * n, told
     return told
 

@@ -17,63 +17,14 @@ from functools import cache, lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
+from pipeline.cohorts import words
+
 STAFF_PHRASE = "phrase about staff"
 NAME = "name of a person"
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# What is written with a capital and is no member of staff. Signs, lines, lobes and diseases named after people, then
-# devices and their makers, then drugs and tests, then the calendar. Add to it what a cohort loses wrongly.
-EPONYMS = _words("""
-    kerley hampton westermark palla fleischner golden luftsichel monod felson chilaiditi morgagni bochdalek
-    pancoast ghon ranke rasmussen assmann hodgkin non-hodgkin kaposi ewing wilms burkitt castleman wegener churg
-    strauss churg-strauss goodpasture caplan swyer swyer-james swyer-james-macleod kartagener williams-campbell
-    mounier mounier-kuhn marfan noonan loeffler löffler hamman hamman-rich macklin boerhaave mallory weiss
-    mallory-weiss zenker barrett schatzki dressler eisenmenger fallot ebstein uhl takayasu kawasaki behçet behcet
-    sjögren sjogren hashimoto crohn hirschsprung meckel schmorl scheuermann sprengel klippel klippel-feil
-    hill-sachs bankart salter-harris gaucher langerhans erdheim chester erdheim-chester rosai dorfman
-    rosai-dorfman osler rendu osler-weber-rendu scimitar bornholm naclerio doege doege-potter heerfordt löfgren
-    lofgren schaumann birt birt-hogg-dubé birt-hogg-dube hermansky pudlak hermansky-pudlak lambert-eaton raynaud
-    moraxella klebsiella legionella staphylococcus streptococcus aspergillus pneumocystis mycoplasma mycobacterium
-    nocardia haemophilus pseudomonas candida histoplasma cryptococcus varicella ziehl-neelsen virchow troisier
-    luschka lisfranc traube kirklin okuda ann-arbor lugano trendelenburg towne stenvers cheyne-stokes kussmaul
-    blalock taussig blalock-taussig fontan senning bentall rastelli nissen roux-en-y whipple eloesser clagett
-    bjork bjork-shiley starr starr-edwards billroth dieulafoy dercum legg calve perthes duchenne charcot
-    charcot-marie-tooth alzheimer creutzfeldt lyme riedel fuhrman bosniak child-pugh bence-jones x-ray roentgen
-    röntgen doppler hounsfield gaussian valsalva müller-mandeville fahrenheit celsius
-    """)
-DEVICES = _words("""
-    swan ganz swan-ganz dobhoff dobbhoff dobhof corpak keofeed hickman broviac groshong port-a-cath portacath
-    mediport permcath perm-a-cath tesio quinton shiley shiley's bivona portex jackson-pratt pleurx pleur-x
-    heimlich malecot foley dobhoff's blakemore sengstaken sengstaken-blakemore minnesota impella heartmate
-    heartware medtronic biotronik watchman amplatzer mitraclip lariat micra corevalve sapien carpentier-edwards
-    st-jude linq cordis powerport powerpicc bioflo steinmann kirschner k-wire luque vertebroplasty kyphon nuss
-    ravitch thoracostomy wallstent palmaz gianturco dumon zephyr chartis lvad novalung ecmo cardiohelp optiflow
-    bipap cpap carestream siemens philips fuji fujifilm konica agfa toshiba hologic gopher onyx lipiodol gelfoam
-    surgicel teflon gore-tex goretex dacron marlex prolene telfa kangaroo
-    """)
-SUBSTANCES = _words("""
-    omnipaque visipaque isovue ultravist gastrografin gadavist magnevist dotarem lasix amiodarone bleomycin
-    tylenol heparin keytruda opdivo remdesivir tocilizumab lovenox coumadin accutane methotrexate ray rays covid
-    covid-19 coronavirus sars-cov-2 sars mers influenza chinese wuhan
-    """)
-CALENDAR = _words("""
-    monday tuesday wednesday thursday friday saturday sunday january february march april may june july august
-    september october november december christmas easter jan feb mar apr jun jul aug sep sept oct nov dec
-    """)
-_SHARED_EPONYMS = _words("""
-    simon williams campbell turner graves addison cushing down harrison poland harris paget sweet hoover potter
-    potts horner gram louis ludwig cooper glisson fowler waters chadwick austin graham glenn ross heller lewis
-    mckeown hill edwards becker parkinson jones gleason smith bennett barton jefferson salter neer colles pott
-    norwood huntington hartmann bergman bergmann jackson levin salem cook arrow boston jude abbott montgomery
-    blake greenfield carpentier gunther bard haller cobb feil weber macleod james sprengel meigs allen mason
-    gordon stewart murray hunter grant
-    """)
 _EPONYM_OF = re.compile(
-    rf"\b(?:{'|'.join(sorted(_SHARED_EPONYMS))})(?:['’]?s)?[\s-]+(?:b[\s-]+)?(?:signs?|syndromes?|diseases?|lines?|nodules?"
+    rf"\b(?:{'|'.join(sorted(words.SHARED_EPONYMS))})(?:['’]?s)?[\s-]+(?:b[\s-]+)?(?:signs?|syndromes?|diseases?|lines?|nodules?"
     r"|angles?|fractures?|tumou?rs?|drains?|catheters?|tubes?|valves?|filters?|ports?|stents?|pacemakers?|scientific"
     r"|operations?|procedures?|position|view|method|spots?|sulcus|groove|ligament|hernias?|deformity|node|stain"
     r"|scores?|grade|classification|rods?|pratt|flint|steell|murmur|lobe|sump|sachs|harris|feil|rendu|edwards|campbell)\b"
@@ -81,63 +32,8 @@ _EPONYM_OF = re.compile(
     re.IGNORECASE,
 )
 """Signs and devices whose names are common family names: they stay only beside the word that makes them one."""
-KEPT = EPONYMS | DEVICES | SUBSTANCES | CALENDAR
 
-# Given or family names that are words of reports, or of English, too: alone they are no evidence of a person.
-ORDINARY = KEPT | _words("""
-    white black brown gray grey green blue red young old long short small little large big low high hill hills
-    rice head hand foot bone bones back neck chin legg shoulder ball case cases clear colon corona day field
-    fields glass lang more peri post real room rose seven wall ward weeks week best bird bond branch bridge
-    bridges car carry char comment company convey cross dash date deep early english fall forget freely fresh
-    gates good held holder hood hope judge key law lie list major mark marks master mate moe page pages parent
-    peer hemi made lean raid hung wage jail anon fancy forum kick lucky tilde demi aria meta cara ante ana gala
-    saga grit lore mona basic begin bail bare brands cant carrier doctor fair falcon font guard link magic must
-    parts reader roots rust sec soon steer story sun sunder too topic widen bite org gerd ted pam rita pi pop
-    power powers price read rich ring said sales sane sans singleton smart stack stock strand strong west wild
-    wise man an antero can carina line per ray us linea among del dev diamond don edit elif else eta ever floor
-    florence german grace grant harm iris job lone lot love max mine my odd sad sandy sep server sine sole ties
-    till tone tri valid van will june august summer autumn winter spring dawn star ruby amber pearl jade violet
-    chase drew dale clay rod art gene guy bill rob jack stone lane brook brooks cliff heath rusty randy dusty
-    misty stormy sunny candy honey daisy lily holly ivy fern hazel heather olive myrtle ginger basil sage reed
-    forest river rivers miles prince king earl duke bishop dean deacon porter hunter fisher tanner mason cooper
-    carter parker walker christian roman constant clement ernest frank joy kitty lance merit norm patience penny
-    pierce robin rocky royal sterling temple trinity valentine victor wade angel china chance destiny dallas
-    houston paris india asia america charity crystal darwin elder eden essence harmony jewel journey justice
-    liberty melody mercy nova orion precious princess queen reality serenity ember virginia carolina georgia
-    dakota savannah vita aura alba marina prima rosa vera luz pia clara costa bell bush cloud cook cotton dodge
-    dove fine fish flowers foster fox free french frost fry gamble garden gold golden goodman hardy hart harp hay
-    hays horn house huff hull keys kidd knee knight lamb land landing lake lead locke lowe lung lungs mace marsh
-    may mayo mean means mills minor moon moss nail nails noble north south east northern pace park parks peak pen
-    pike pipes pitts plain pole pool poole pope pratt pride proper pruitt quick rains rand range ranges rash reach
-    reeves rest rhodes roach rock root ross rush salt sand sharp shields shore sides silver skinner slack spear
-    speed steel steele stern stiff storm stout street summers swan sweet swift terry thorn tipton tube valve vein
-    vessel void waller wash water waters wave waves way well wells wheeler wing wire wood woods worth yoder bass
-    beam beard bend blank block bolt border bow box brace brand bright bulla burn burns butt button camp cast
-    chest church coil cold cole cord core crane curry cyst drain duct dunn dye edge face faith fat film fist flood
-    focal force grid groin hail hale haze hazy heart hilar hollow hook hose joint kidney knot lesion lobe loop
-    mass mild miner moderate nodule normal opacity patch pink plate point prior rib ribs sack scar seal side sign
-    stable stent stomach supine tail tear thin tip tract trace upper lower view views wedge width zone baker banks
-    barber barker berry booth bower butler chandler chambers cherry close coats conn cutler daily dear dial ford
-    given goes grove handler hanger hast laws mann meek merry mile mill mobley moody moore much nice over pain
-    pair past peace pease plum potter pound presley print purple rising round rowe rule sample savage self shaw
-    sheets shell shutter single slim snow sparks speaker spine stamps stark store strange taper thick thorne toll
-    tongue towers town toy true turn twin unit vale viola wait waite walls weaver web welch whole winn wolf work
-    works alla alma una dura media magna simplex costal norma bruna luna nina marine reine aine france ocean prune
-    fleur blanche claire constance prudence aimee desire melon angina martina nadir sofia dolores pilar rosario
-    mercedes consuelo concepcion remedios socorro soledad milagros asuncion encarnacion trinidad paz cruz montes
-    prado rios sierra vega vargas campo campos marin cabeza rey leon iglesias fuentes torres blanco rubio delgado
-    calvo moreno gallo crespo izquierdo sanz bueno bravo bello santo santos seco pulmon klein gross groß kurz
-    lange kleine schwarz weiß weiss braun roth jung alt krause vogel winkel herz kopf haupt koch beck ende petit
-    grand gros blanc noir brun roux leger besse lebrun simple maximum serum ala alar mayor menor leve final
-    """)
 
-TITLES = _words("""
-    dr drs doctor doctors prof professor mrs miss mx dra sra srta señor señora senor senora doña docteur
-    docteure doktor herr frau mme mlle monsieur madame oberarzt oberärztin chefarzt chefärztin assistenzarzt
-    assistenzärztin priv-doz priv.-doz univ.-prof univ-prof dott dottor dottoressa sir
-    """)
-_TITLES_WITH_DOT = _words("mr ms m pr sr")  # without a dot, `MR` is an image and `MS` a disease
-_AFTER_TITLES = _words("med dent univ habil dipl h.c and und y et")
 _ROLE = (
     r"attending|resident(?:e|in)?|radiologists?|physicians?|clinicians?|surgeons?|registrar|consultant|nurses?"
     r"|nursing staff|hospitalist|intensivist|pulmonologist|cardiologist|oncologist|urologist|neurologist|internist"
@@ -219,77 +115,6 @@ _MID_CAPITAL = re.compile(
 )
 _JOINT = re.compile(r"[ \t]*\.?[ \t]*,?[ \t]*\Z|[ \t]*-[ \t]*\Z")
 _SAME_CLAUSE = re.compile(r"[ \t,]+\Z")
-_FILLERS = _words("""
-    findings finding result results report reports study studies exam examination film films image images
-    radiograph these this those the above all critical urgent important preliminary final impression was were is
-    are has have had been be being also then and or by with to at on in of as via for from per who it its that
-    there which a an dr case update recommendation recommendations wet electronically subsequently immediately
-    directly personally promptly initially reviewed called verbally i we you he she they not when time
-    """)
-_FUNCTION = _FILLERS | _words("""
-    no without never nor neither into over under before after since during but if than though while will would
-    should could may can did does do done seen called agreed agrees requested stated said reviewed discussed
-    informed notified paged noted aware concurs concurred his her their yesterday today am pm him them please
-    """)
-_PARTICLES = _words("""
-    van von der den de del della di da dos das du la le las los el al bin ibn ben ten ter zu zum zur af av y d' mc
-    mac
-    """)
-_STRONG_PARTICLES = _words("van von der den del della dos ten ter bin ibn zu zum zur")
-_TAKERS = _words("by per of for with to from von por par mit con avec via")
-_DEGREES = _words("""
-    md m.d rn r.n phd ph.d np n.p crnp aprn arnp pa-c rpa-c frcr frcpc frcp franzcr facr fccp mbbs mbchb mbbch
-    mrcp do d.o dnp lpn bsn msn mph dabr ffrrcsi esq r.t.r msc
-    """)
-_DEGREES_IN_CAPITALS = _words("do np msc")
-_DOTTED = _words("a.m p.m i.e e.g a.p p.a n.g e.t i.v p.o s.p h.o b.i.d t.i.d c.t u.s a.c q.d w.r.t c.w m.r r.o")
-_SHORT_GIVEN = _words("""
-    amy ann ben bob dan eva ian ida jan jim joe jon ken kim lea leo liz luc meg mia pam raj ron roy sue ted tim
-    tom zoe
-    """)
-# Frequent names that the list of their country has in another script only, or not at all.
-_MORE_GIVEN = _words("""
-    wei jun ming hui ying xin yan hao jing lei xiao yong hong mei-ling xiaoming xiaoyan min-jun ji-hoon ji-woo
-    soo-jin seung-hyun sung-min young-ho hyun-woo hiroshi takashi kenji haruto yuki sakura akira naoko keiko yoko
-    satoshi rajesh suresh ramesh mahesh vikram sanjay vijay ajay anil sunil deepak manoj rakesh kavita priya
-    anjali meera pooja neha sunita lakshmi imran bilal ayesha farah tariq omar ahmed ahmad mohamed mohammed
-    muhammad mahmoud mustafa hussein hassan khalid fatima layla nadia amina yusuf ibrahim youssef reza hossein
-    shirin farhad dariush maryam moshe avi shira yael noam eitan ivan sergei dmitri vladimir olga tatiana natalia
-    irina oksana svetlana yuri boris armen dimitrios georgios ioannis eleni konstantinos somchai linh duc thanh
-    minh hung jose luis jesus
-    """)
-_MORE_FAMILY = _words("""
-    li wang zhang liu chen yang huang zhao wu zhou xu sun ma zhu hu guo he lin gao luo zheng liang xie tang feng
-    cheng cheung leung wong chan lam chow lau yeung kwok ng kim park choi jung kang cho yoon jang lim tanaka sato
-    suzuki takahashi watanabe ito nakamura kobayashi yamamoto kato yoshida yamada sasaki patel shah singh sharma
-    gupta kumar iyer nair reddy rao desai mehta joshi verma mishra banerjee mukherjee chatterjee krishnamurthy
-    venkataraman khan ahmed hussain siddiqui qureshi chaudhry malik hassan haddad mansour mahmoud abdullah
-    hosseini ahmadi rahimi cohen levy goldberg rosenthal katz shapiro friedman ivanov ivanova petrov kuznetsov
-    volkov volkova shevchenko sarkisian papadopoulos georgiou nguyen tran pham le-thi hoang phan vu vo dang bui do
-    ngo duong
-    """)
-_LOCALES = (
-    *(
-        "en_US",
-        "en_GB",
-        "en_IE",
-        "en_IN",
-        "en_NG",
-        "en_PK",
-        "en_NZ",
-        "de_DE",
-        "de_AT",
-        "fr_FR",
-        "fr_CA",
-        "es_ES",
-        "es_MX",
-    ),
-)
-_MORE_LOCALES = (
-    *("fi_FI", "hu_HU", "ro_RO", "sk_SK", "sl_SI", "id_ID", "en_KE"),
-    *("et_EE", "lt_LT", "lv_LV", "az_AZ", "en_TH", "sw", "zu_ZA", "yo_NG", "ha_NG", "ig_NG", "tw_GH"),
-    *("it_IT", "pt_BR", "pt_PT", "nl_NL", "pl_PL", "sv_SE", "no_NO", "da_DK", "tr_TR", "cs_CZ", "hr_HR", "vi_VN"),
-)
 
 
 _SURE = 10
@@ -352,8 +177,8 @@ def _has_both_cases(text: str) -> bool:
     """Whether a capital says something here: a text in capitals may have a few small letters, as in `10 pm`."""
     if text == text.lower():
         return False
-    words = [word for word in _TOKEN.findall(text) if len(word) > 2 and word.isalpha()]
-    return 2 * sum(word.isupper() for word in words) < len(words)
+    spoken = [word for word in _TOKEN.findall(text) if len(word) > 2 and word.isalpha()]
+    return 2 * sum(word.isupper() for word in spoken) < len(spoken)
 
 
 def _second_names(texts: Sequence[str]) -> frozenset[str]:
@@ -361,14 +186,16 @@ def _second_names(texts: Sequence[str]) -> frozenset[str]:
     uses: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     for text in texts:
-        words = [_word(token) for token in _TOKEN.findall(text)]
-        uses.update(words)
-        if not TITLES.isdisjoint(words):
-            name = [i for i in range(1, len(words)) if words[i - 1] in TITLES | _AFTER_TITLES]
+        spoken = [_word(token) for token in _TOKEN.findall(text)]
+        uses.update(spoken)
+        if not words.TITLES.isdisjoint(spoken):
+            name = [i for i in range(1, len(spoken)) if spoken[i - 1] in words.TITLES | words.AFTER_TITLES]
             seconds.update(
-                words[i + 1] for i in name if i + 1 < len(words) and words[i] not in TITLES | _AFTER_TITLES
+                spoken[i + 1]
+                for i in name
+                if i + 1 < len(spoken) and spoken[i] not in words.TITLES | words.AFTER_TITLES
             )
-    return frozenset(word for word, n in seconds.items() if 2 * n >= uses[word]) - _FUNCTION - ORDINARY
+    return frozenset(word for word, n in seconds.items() if 2 * n >= uses[word]) - words.FUNCTION - words.ORDINARY
 
 
 def _without_phrases(text: str, removed: Counter[str], named: Counter[str], seconds: frozenset[str]) -> str:
@@ -403,7 +230,7 @@ def _cut(sentence: str, removed: Counter[str], named: Counter[str]) -> str:
     head, end = sentence[: cue.start()], sentence[-1:]
     if cue["told"]:
         head = _before_person(head)
-    if set(_TOKEN.findall((head[_clause_start(head) :]).lower())) <= _FILLERS:
+    if set(_TOKEN.findall((head[_clause_start(head) :]).lower())) <= words.FILLERS:
         head = head[: _clause_start(head)]
     removed[STAFF_PHRASE] += 1
     named.update(_names_in(sentence[len(head) :]))
@@ -419,9 +246,9 @@ def _before_person(head: str) -> str:
     start = _clause_start(head)
     before = head[:start].rstrip(" ,")
     last = before[_clause_start(before) :].split()
-    if start and (len(last) == 1 or (last and last[0].lower() in _PARTICLES)):
+    if start and (len(last) == 1 or (last and last[0].lower() in words.PARTICLES)):
         return before[: _clause_start(before)]
-    if head[start - 1 : start] == "," and set(_TOKEN.findall(head[start:].lower())) <= _DEGREES:
+    if head[start - 1 : start] == "," and set(_TOKEN.findall(head[start:].lower())) <= words.DEGREES:
         return _before_person(head[: start - 1])  # `Jane Doe, RN |was notified`
     return head[:start]
 
@@ -432,8 +259,10 @@ def _names_in(phrase: str) -> Iterator[str]:
     by_capital = phrase != phrase.lower()  # a report all in capitals comes here in small letters
     place = 0
     for token in tokens:
-        place = 2 if token.word in _TAKERS or phrase[token.end : token.end + 1] == ":" else place
-        ordinary = token.word in _FUNCTION or token.word in ORDINARY or _CUE.fullmatch(token.word) is not None
+        place = 2 if token.word in words.TAKERS or phrase[token.end : token.end + 1] == ":" else place
+        ordinary = (
+            token.word in words.FUNCTION or token.word in words.ORDINARY or _CUE.fullmatch(token.word) is not None
+        )
         if ordinary or len(token.word) < 3 or not token.word.replace("-", "").replace("'", "").isalpha():
             continue
         if token.text[0].isupper() if by_capital else place > 0:
@@ -463,14 +292,15 @@ def _without_titled(text: str, removed: Counter[str], named: Counter[str], secon
     gone: set[int] = set()
     for i, token in enumerate(tokens):
         dot = text[token.end : token.end + 1] == "."
-        if token.word in TITLES or token.text in {"Mr", "Ms"} or (dot and token.word in _TITLES_WITH_DOT):
+        if token.word in words.TITLES or token.text in {"Mr", "Ms"} or (dot and token.word in words.TITLES_WITH_DOT):
             gone |= _after_title(text, tokens, i, mixed, seconds)
-        elif token.word in _DEGREES and (token.text.isupper() or token.word not in _DEGREES_IN_CAPITALS):
+        elif token.word in words.DEGREES and (token.text.isupper() or token.word not in words.DEGREES_IN_CAPITALS):
             gone |= _before_degree(text, tokens, i, mixed)
     named.update(
         part
         for i in gone
-        if len(tokens[i].word) > 2 and tokens[i].word not in ORDINARY | _FUNCTION | TITLES | _DEGREES
+        if len(tokens[i].word) > 2
+        and tokens[i].word not in words.ORDINARY | words.FUNCTION | words.TITLES | words.DEGREES
         for part in _parts(tokens[i].word) * _SURE
     )
     return _blank(text, tokens, gone, removed)
@@ -480,21 +310,25 @@ def _joined(text: str, left: _Token, right: _Token) -> bool:
     """Whether only what stands inside a name stands between them: blanks, the dot of an initial, a comma."""
     gap = text[left.end : right.start]
     initial = len(left.word) == 1 and left.word.isalpha()  # the `1.` of a list is none
-    if "." in gap and not initial and left.word not in TITLES | _TITLES_WITH_DOT | _AFTER_TITLES | _DEGREES:
+    if (
+        "." in gap
+        and not initial
+        and left.word not in words.TITLES | words.TITLES_WITH_DOT | words.AFTER_TITLES | words.DEGREES
+    ):
         return False
     return _JOINT.match(gap) is not None
 
 
 def _after_title(text: str, tokens: list[_Token], i: int, mixed: bool, seconds: frozenset[str]) -> set[int]:
     end = i + 1
-    skipped = TITLES | _AFTER_TITLES | _PARTICLES
+    skipped = words.TITLES | words.AFTER_TITLES | words.PARTICLES
     while end < len(tokens) and tokens[end].word in skipped and _joined(text, tokens[end - 1], tokens[end]):
         end += 1
     if end == len(tokens) or not _joined(text, tokens[end - 1], tokens[end]):
-        return set() if tokens[i].word in _TITLES_WITH_DOT else set(range(i, end))
-    if tokens[i].word in _TITLES_WITH_DOT and mixed and not tokens[end].text[0].isupper():
+        return set() if tokens[i].word in words.TITLES_WITH_DOT else set(range(i, end))
+    if tokens[i].word in words.TITLES_WITH_DOT and mixed and not tokens[end].text[0].isupper():
         return set()
-    if tokens[end].word in _FUNCTION and text[tokens[end].end : tokens[end].end + 1] != ".":  # but `Dr. A. Nagy`
+    if tokens[end].word in words.FUNCTION and text[tokens[end].end : tokens[end].end + 1] != ".":  # but `Dr. A. Nagy`
         return set(range(i, end))
     name = {*range(i, end), *_rightwards(text, tokens, end, mixed)}
     if end + 1 < len(tokens) and tokens[end + 1].word in seconds and _joined(text, tokens[end], tokens[end + 1]):
@@ -513,19 +347,21 @@ def _rightwards(text: str, tokens: list[_Token], first: int, mixed: bool) -> Ite
             "," in gap and not (mixed and left.text.isupper() and token.text.isupper())
         ):
             return
-        begun = len(left.word) == 1 or left.word in _PARTICLES or any(part in given for part in left.word.split("-"))
-        if token.word in _PARTICLES and i + 1 < len(tokens) and (not mixed or tokens[i + 1].text[0].isupper()):
-            begun = token.word in _STRONG_PARTICLES or begun
+        begun = (
+            len(left.word) == 1 or left.word in words.PARTICLES or any(part in given for part in left.word.split("-"))
+        )
+        if token.word in words.PARTICLES and i + 1 < len(tokens) and (not mixed or tokens[i + 1].text[0].isupper()):
+            begun = token.word in words.STRONG_PARTICLES or begun
         elif mixed and (not token.text[0].isupper() or _is_abbreviation(token)):
             return
-        if not (mixed and token.text[0].isupper()) and not (begun and token.word not in _FUNCTION):
+        if not (mixed and token.text[0].isupper()) and not (begun and token.word not in words.FUNCTION):
             return
         yield i
 
 
 def _is_abbreviation(token: _Token) -> bool:
     short = 1 < len(token.word) < 5 and token.text.rstrip("s").isupper()
-    return short or token.word in CALENDAR
+    return short or token.word in words.CALENDAR
 
 
 def _before_degree(text: str, tokens: list[_Token], i: int, mixed: bool) -> set[int]:
@@ -535,8 +371,10 @@ def _before_degree(text: str, tokens: list[_Token], i: int, mixed: bool) -> set[
     for j in range(i - 1, max(i - 6, -1), -1):
         token, gap = tokens[j], text[tokens[j].end : tokens[j + 1].start]
         n_commas += "," in gap
-        ends = not _joined(text, token, tokens[j + 1]) or (token.word in _FUNCTION and token.word not in _PARTICLES)
-        capital = token.text[0].isupper() or token.word in _PARTICLES or token.word in _DEGREES
+        ends = not _joined(text, token, tokens[j + 1]) or (
+            token.word in words.FUNCTION and token.word not in words.PARTICLES
+        )
+        capital = token.text[0].isupper() or token.word in words.PARTICLES or token.word in words.DEGREES
         if ends or n_commas > 2 or (mixed and not capital) or (not mixed and len(gone) > 3):
             break
         gone.add(j)
@@ -545,7 +383,7 @@ def _before_degree(text: str, tokens: list[_Token], i: int, mixed: bool) -> set[
 
 @lru_cache(maxsize=1 << 16)
 def _is_title_or_degree(word: str) -> bool:
-    return _word(word) in TITLES | _TITLES_WITH_DOT | _DEGREES
+    return _word(word) in words.TITLES | words.TITLES_WITH_DOT | words.DEGREES
 
 
 def _blank(text: str, tokens: list[_Token], gone: Iterable[int], removed: Counter[str]) -> str:
@@ -563,24 +401,28 @@ def _blank(text: str, tokens: list[_Token], gone: Iterable[int], removed: Counte
 def lists() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     """Given names, family names, and family names that are also words; of many countries, in small letters."""
     given, family = _listed("first_names"), _listed("last_names")
-    given |= _MORE_GIVEN
-    family |= _MORE_FAMILY
+    given |= words.MORE_GIVEN
+    family |= words.MORE_FAMILY
     given |= {_plain(name) for name in given}
     family |= {_plain(name) for name in family}
-    given = {name for name in given if len(name) > 3 or name in _SHORT_GIVEN}
-    family = {name for name in family if len(name) > 2} - _FUNCTION
-    return frozenset(given - ORDINARY - _FUNCTION), frozenset(family - ORDINARY), frozenset(family & ORDINARY)
+    given = {name for name in given if len(name) > 3 or name in words.SHORT_GIVEN}
+    family = {name for name in family if len(name) > 2} - words.FUNCTION
+    return (
+        frozenset(given - words.ORDINARY - words.FUNCTION),
+        frozenset(family - words.ORDINARY),
+        frozenset(family & words.ORDINARY),
+    )
 
 
 def _listed(kind: str) -> set[str]:
     """The names of one kind; four letters are too like an abbreviation to be taken from every country's list."""
     names: set[str] = set()
-    for place in (*_LOCALES, *_MORE_LOCALES):
+    for place in (*words.LOCALES, *words.MORE_LOCALES):
         provider = importlib.import_module(f"faker.providers.person.{place}").Provider
         listed = (
             name for listing in dir(provider) if listing.startswith(kind) for name in getattr(provider, listing)
         )
-        min_letters = 1 if place in _LOCALES else 5
+        min_letters = 1 if place in words.LOCALES else 5
         last_words = (name.split()[-1] for name in listed if isinstance(name, str) and name)  # `de Vries`
         names |= {name.lower() for name in last_words if len(name) >= min_letters}
     return names
@@ -597,21 +439,23 @@ def _known(texts: Sequence[str], named: Counter[str]) -> Known:
     n_mixed = 0
     for text in texts:
         tokens = _TOKEN.findall(text)
-        words = [_word(token) for token in tokens]
-        uses.update(words)
-        after.update(b for a, b in pairwise(words) if a in given or a in _TAKERS or (len(a) == 1 and a.isalpha()))
+        spoken = [_word(token) for token in tokens]
+        uses.update(spoken)
+        after.update(
+            b for a, b in pairwise(spoken) if a in given or a in words.TAKERS or (len(a) == 1 and a.isalpha())
+        )
         if _has_both_cases(text):
             n_mixed += len(tokens)
             small.update(token for token in tokens if token[0].islower())
             capital.update(map(_word, _MID_CAPITAL.findall(text)))
-    frac = sum(n for word, n in capital.items() if word not in KEPT) / max(n_mixed, 1)
+    frac = sum(n for word, n in capital.items() if word not in words.KEPT) / max(n_mixed, 1)
     staff = frozenset(
         word
         for word, n in named.items()
         if small[word] * 10 <= n / _SURE + capital[word]
         and (word in given or word in family or capital[word] or uses[word] * _SURE <= n)
     )
-    return Known(uses, small, capital, after, staff - ORDINARY - _FUNCTION, frac)
+    return Known(uses, small, capital, after, staff - words.ORDINARY - words.FUNCTION, frac)
 
 
 def _suspects(known: Known) -> frozenset[str]:
@@ -624,7 +468,7 @@ def _suspects(known: Known) -> frozenset[str]:
         or (len(word) == 1 and word.isalpha() and word not in "ai")
         or _DOTTED_INITIALS.match(word)
         or (known.capital[word] and _never_small(word, known))
-        or word in _STRONG_PARTICLES
+        or word in words.STRONG_PARTICLES
     )
 
 
@@ -632,7 +476,7 @@ _DOTTED_INITIALS = re.compile(r"[^\W\d_](?:\.-?[^\W\d_]){1,2}\Z")
 
 
 def _never_small(word: str, known: Known) -> bool:
-    return known.small[word] * 50 <= known.capital[word] and word not in KEPT
+    return known.small[word] * 50 <= known.capital[word] and word not in words.KEPT
 
 
 def _without_names(text: str, known: Known, suspects: frozenset[str], removed: Counter[str]) -> str:
@@ -655,17 +499,21 @@ def _capitals_mean_names(text: str, tokens: list[_Token], known: Known) -> bool:
     """Not where nouns have capitals, as in German, nor In A Line Like This."""
     if len(tokens) < 10:
         return known.capitals_frac < 0.2
-    n_capitals = sum(_word(word) not in KEPT for word in _MID_CAPITAL.findall(text))
+    n_capitals = sum(_word(word) not in words.KEPT for word in _MID_CAPITAL.findall(text))
     return n_capitals <= 0.25 * len(tokens)
 
 
 def _is_name(text: str, tokens: list[_Token], i: int, known: Known, mixed: bool, by_capital: bool) -> bool:
     token = tokens[i]
     before = tokens[i - 1] if i and _joined(text, tokens[i - 1], token) else None
-    if token.word in KEPT or _is_number_like(token.word):
+    if token.word in words.KEPT or _is_number_like(token.word):
         return False
     if _DOTTED_INITIALS.match(token.word):
-        return token.word not in _DOTTED and text[token.end : token.end + 1] == "." and token.word not in _DEGREES
+        return (
+            token.word not in words.DOTTED
+            and text[token.end : token.end + 1] == "."
+            and token.word not in words.DEGREES
+        )
     if token.word in known.staff or any(part in known.staff for part in _parts(token.word)):
         return True
     given, family, _ = lists()
@@ -680,27 +528,32 @@ def _is_name(text: str, tokens: list[_Token], i: int, known: Known, mixed: bool,
     if by_capital and before is not None and capital and not _is_acronym(token.text):
         if _never_small(token.word, known):
             return True
-        if before.word in {"by", "per", "with"} and token.word not in _FUNCTION:
+        if before.word in {"by", "per", "with"} and token.word not in words.FUNCTION:
             return True
     if before is None:
         return False
-    if len(before.word) == 1 and i > 1 and tokens[i - 2].word in _TAKERS and "." in text[before.end : token.start]:
-        return token.word not in _FUNCTION and (capital or not mixed)  # `per P. Small`
+    if (
+        len(before.word) == 1
+        and i > 1
+        and tokens[i - 2].word in words.TAKERS
+        and "." in text[before.end : token.start]
+    ):
+        return token.word not in words.FUNCTION and (capital or not mixed)  # `per P. Small`
     if mixed or a_word:
         return False
     first = i - 1
-    while first > 0 and tokens[first].word in _PARTICLES:
+    while first > 0 and tokens[first].word in words.PARTICLES:
         first -= 1
     if first < i - 1:  # `p. de vries`, `per van der berg`
-        begun = len(tokens[first].word) == 1 or tokens[first].word in _TAKERS or tokens[first + 1].word == "van"
+        begun = len(tokens[first].word) == 1 or tokens[first].word in words.TAKERS or tokens[first + 1].word == "van"
         return begun and token.word in family
-    cued = before.word in _TAKERS or (len(before.word) == 1 and "." in text[before.end : token.start])
+    cued = before.word in words.TAKERS or (len(before.word) == 1 and "." in text[before.end : token.start])
     pair = i + 1 < len(tokens) and _joined(text, token, tokens[i + 1]) and tokens[i + 1].word in family
     return cued and (token.word in family or pair) and known.after_given[token.word] * 2 >= known.uses[token.word]
 
 
 def _is_number_like(word: str) -> bool:
-    return any(letter.isdigit() for letter in word) or len(word) == 1 or word in CALENDAR
+    return any(letter.isdigit() for letter in word) or len(word) == 1 or word in words.CALENDAR
 
 
 def _is_acronym(text: str) -> bool:
@@ -732,7 +585,7 @@ def _takes_next(text: str, tokens: list[_Token], i: int, known: Known, mixed: bo
         return word in family
     return (
         len(word) == 1
-        or word in _PARTICLES
+        or word in words.PARTICLES
         or any(part in family or part in words_too for part in word.split("-"))
         or known.after_given[word] * 2 >= known.uses[word]
     )
@@ -742,9 +595,9 @@ def _goes_before(text: str, left: _Token, right: _Token, known: Known, mixed: bo
     gap = text[left.end : right.start]
     if len(left.word) == 1 and left.word.isalpha():
         return "." in gap or (mixed and left.text.isupper() and left.word not in {"a", "i"})
-    if left.word in _PARTICLES:
+    if left.word in words.PARTICLES:
         return gap.strip() == ""
     if "," in gap:  # `Smith, John`
         return left.word in lists()[1] and (not mixed or left.text[0].isupper())
     capital = mixed and left.text[0].isupper() and not _is_acronym(left.text)
-    return capital and known.small[left.word] == 0 and left.word not in _FUNCTION
+    return capital and known.small[left.word] == 0 and left.word not in words.FUNCTION

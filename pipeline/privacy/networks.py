@@ -1,8 +1,10 @@
 """The Siamese network that says how likely two films show the same patient.
 
-An image becomes an embedding in [0, 1]^d; a pair becomes a logit, `bias + sum_j weight_j |a_j - g_j|`. Not here:
-training (`training`) and the search through a gallery (`matching`).
-Axis letters: n images or queries, m gallery images, c channels, h height, w width, d embedding.
+An image becomes an embedding: d features in [0, 1], and k coordinates among eigenfilms. A pair becomes a logit, the
+larger of what the features say, `bias + sum_j weight_j |a_j - g_j|`, and of what the angle between the coordinates
+says: the first finds a patient in another pose, the second a film that was redrawn in its place. Not here: training
+(`training`) and the search through a gallery (`matching`).
+Axis letters: n images or queries, m gallery images, c channels, h height, w width, e = d + k embedding.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from pipeline import config
 from pipeline.images import to_torch
 from pipeline.privacy.augment import moved
+from pipeline.privacy.eigenfilms import EigenFilms
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
 REGISTER_CHANNELS = 16
@@ -28,8 +31,9 @@ REGISTER_CHANNELS = 16
 
 
 class SiameseNetwork(nn.Module):
-    """Backbone to sigmoid embedding, and one linear layer on the absolute difference of two embeddings.
+    """Backbone to sigmoid features, and one linear layer on the absolute difference of those of two films.
 
+    A network that is not trained yet has no eigenfilms, and its embedding is its features.
     Source: Packhäuser et al., Sci. Rep. 12:14851 (2022).
     """
 
@@ -37,6 +41,7 @@ class SiameseNetwork(nn.Module):
         super().__init__()
         architecture = network.model_dump(include={"backbone", "width", "embedding", "averaged_shift_px", "dropout"})
         self.settings = {"image_px": image_px, "channels": channels, "network": architecture}
+        self.eigenfilms = EigenFilms(image_px, 0)
         self.backbone, n_features = _backbone(network, image_px, channels)
         self.projection = nn.Sequential(
             nn.Flatten(), nn.Dropout(network.dropout), nn.Linear(n_features, network.embedding), nn.Sigmoid()
@@ -49,43 +54,67 @@ class SiameseNetwork(nn.Module):
             if parameter.ndim == 4:  # 1.4 times as fast as n c h w on a CPU
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
-    def embed(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """Embeddings in [0, 1] of images in [-1, 1]; brightness and contrast of a whole film do not count.
+    @property
+    def embedding(self) -> int:
+        """Length of an embedding, e."""
+        return self.head.in_features + self.eigenfilms.n_components
 
-        In eval mode the mean over the film as it is and shifted right, left, down and up by `averaged_shift_px`.
-        """
+    def embed(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n e"]:
+        """Embeddings of images in [-1, 1]; brightness and contrast of a whole film do not count."""
+        return torch.cat([self._features(images), self.eigenfilms(standardised(images))], 1)
+
+    def _features(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        """In eval mode the mean over the film as it is and shifted to four sides by `averaged_shift_px`."""
         distance = self.settings["network"]["averaged_shift_px"]
         if self.training or not distance:
-            return self._embedding(images)
+            return self._features_of_one(images)
         views = [images, *(moved(images, shift, shift.new_zeros(len(images))) for shift in _shifts(images, distance))]
-        return torch.stack([self._embedding(view) for view in views]).mean(0)
+        return torch.stack([self._features_of_one(view) for view in views]).mean(0)
 
-    def _embedding(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+    def _features_of_one(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         return self.projection(self.backbone(standardised(images).contiguous(memory_format=torch.channels_last)))
 
-    def pair_logit(self, first: Float[Tensor, "*n d"], second: Float[Tensor, "*n d"]) -> Float[Tensor, " *n"]:
+    def pair_logit(self, first: Float[Tensor, "*n e"], second: Float[Tensor, "*n e"]) -> Float[Tensor, " *n"]:
         """Logit that the two images of each pair show one patient."""
-        return self.head((first - second).abs()).squeeze(-1)
+        by_features, cosine = self.opinions(first, second)
+        return torch.maximum(by_features, self.eigenfilms.logits(cosine)) if self._sees_places else by_features
 
-    def pairwise_logits(self, queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-        """`pair_logit` of every query with every gallery image, without an n x m x d array.
+    def opinions(
+        self, first: Float[Tensor, "*n e"], second: Float[Tensor, "*n e"]
+    ) -> tuple[Float[Tensor, " *n"], Float[Tensor, " *n"]]:
+        """What makes up a pair's logit: the head's logit of the features, and the cosine among eigenfilms."""
+        d = self.head.in_features
+        by_features = self.head((first[..., :d] - second[..., :d]).abs()).squeeze(-1)
+        return by_features, (first[..., d:] * second[..., d:]).sum(-1)
+
+    def pairwise_logits(self, queries: Float[Tensor, "n e"], gallery: Float[Tensor, "m e"]) -> Float[Tensor, "n m"]:
+        """`pair_logit` of every query with every gallery image, without an n x m x e array.
 
         Scaled by |weight|, the weighted sum is an L1 distance; dimensions whose weight is positive are added and
-        those whose weight is negative are subtracted, so it is exact whatever the signs.
+        those whose weight is negative are subtracted, so it is exact whatever the signs. A cosine comes of the
+        distance on the unit sphere: a matrix product would differ in its last bits with the number of rows.
         """
-        weight = self.head.weight[0]
-        queries, gallery = queries * weight.abs(), gallery * weight.abs()
+        d, weight = self.head.in_features, self.head.weight[0]
+        features, others = queries[:, :d] * weight.abs(), gallery[:, :d] * weight.abs()
         logits = self.head.bias.expand(len(queries), len(gallery))
         for side, sign in ((weight < 0, -1.0), (weight > 0, 1.0)):
             if side.any():
-                logits = logits + sign * torch.cdist(queries[:, side], gallery[:, side], p=1.0)
-        return logits
+                logits = logits + sign * torch.cdist(features[:, side], others[:, side], p=1.0)
+        if not self._sees_places:
+            return logits
+        apart = torch.cdist(queries[:, d:], gallery[:, d:], compute_mode="donot_use_mm_for_euclid_dist")
+        return torch.maximum(logits, self.eigenfilms.logits(1 - apart.square() / 2))
+
+    @property
+    def _sees_places(self) -> bool:
+        return self.eigenfilms.n_components > 0
 
     def save(self, folder: Path) -> None:
         """Write weights (safetensors) and settings (JSON) into the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
-        (folder / SETTINGS).write_text(json.dumps(self.settings, indent=2, sort_keys=True) + "\n")
+        settings = self.settings | {"eigenfilms": self.eigenfilms.n_components}
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def load(folder: Path) -> SiameseNetwork:
@@ -102,18 +131,19 @@ def load(folder: Path) -> SiameseNetwork:
     settings = json.loads((folder / SETTINGS).read_text())
     network = config.Network.model_validate(settings["network"])
     model = SiameseNetwork(network, settings["image_px"], settings["channels"])
+    model.eigenfilms = EigenFilms(settings["image_px"], settings["eigenfilms"])
     model.load_state_dict(load_file(folder / WEIGHTS))
     return model.eval()
 
 
 @torch.inference_mode()
-def embeddings(model: SiameseNetwork, images: UInt8[np.ndarray, "n h w c"], batch_size: int) -> Float[Tensor, "n d"]:
+def embeddings(model: SiameseNetwork, images: UInt8[np.ndarray, "n h w c"], batch_size: int) -> Float[Tensor, "n e"]:
     """Embeddings on the CPU, a function of each image alone.
 
     Every batch is padded to the same shape: convolutions pick their algorithm by shape, so a row would
     otherwise depend in the last bits on how many neighbours it has.
     """
-    vectors = torch.empty(len(images), model.head.in_features)
+    vectors = torch.empty(len(images), model.embedding)
     for start in range(0, len(images), batch_size):
         pixels = to_torch(images[start : start + batch_size])
         padded = torch.cat([pixels, pixels.new_zeros(batch_size - len(pixels), *pixels.shape[1:])])

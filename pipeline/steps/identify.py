@@ -24,7 +24,7 @@ from pipeline.records import Records
 from pipeline.seeds import row_seed
 from pipeline.task import Made, Task, Work
 
-VERSION = 3
+VERSION = 4
 EMBED_ROWS = 256
 SPLIT_OF = {"filter_network": "identify", "auditor": "audit"}
 REPORTED = {
