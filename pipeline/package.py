@@ -269,7 +269,7 @@ def _said(contents: Contents, released: pa.Table, columns: Sequence[str]) -> dic
         "n_prompts": len(prompts),
         "levels": told_levels(contents.facts["prompt_levels"], contents.facts["k_anonymity"]),
         "examples": examples,
-        "snippet": pipeline_folder.snippet("student", examples[0], recipe.sample, recipe.distill),
+        "snippet": pipeline_folder.snippet("student", examples[0], recipe.student_sample, recipe.distill),
         # A ready-made text encoder's words come from elsewhere and are too many to list.
         "vocabulary": _vocabulary(contents.student) if recipe.distill.text.folder is None else (),
     }

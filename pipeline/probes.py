@@ -6,6 +6,7 @@ run's secret, one a patient where people are compared. Axis letters: n images, h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -29,6 +30,8 @@ from pipeline.workers import NETWORKS
 SERIES = (0.5, 1.0, 1.5)
 """Strengths at which recall is measured, in units of the strength at which it is demanded."""
 DEMANDED = 1.0
+CURVE_PART = 1 / 3
+"""Share of the films that show how recall goes at the other strengths, which nothing is judged by."""
 ROUND_TRIP, NEAR = "round_trip", "near_duplicate"
 N_PLANTED = 100
 """Exact copies, and as many near ones, that are planted among the student's images."""
@@ -66,10 +69,10 @@ def _changed(recipe: Recipe, origin: bytes, probes: Records, inputs: Mapping[str
     parts = []
     for kind, factor, copies in _copies(recipe, origin, probes, inputs):
         columns = {
-            "row_id": [f"{kind}-{factor:g}-{row_id}" for row_id in probes.row_ids],
+            "row_id": [f"{kind}-{factor:g}-{row_id}" for row_id in probes.row_ids[: len(copies)]],
             "kind": [kind] * len(copies),
             "factor": [factor] * len(copies),
-            "patient": probes.patients,
+            "patient": probes.patients[: len(copies)],
         }
         for name, (model, films) in judges.items():
             queries = networks.embeddings(model, copies, recipe.score.batch_size)
@@ -85,19 +88,20 @@ def _copies(
 ) -> Iterator[tuple[str, float, UInt8[np.ndarray, "n h w c"]]]:
     """Kind, factor of the demanded strength, and the changed images."""
     conditions, pixels = recipe.release.conditions, images.to_torch(probes.images)
+    n_of = {factor: len(pixels) if factor == DEMANDED else math.ceil(CURVE_PART * len(pixels)) for factor in SERIES}
     for kind in CHANGES:
         for factor in SERIES:
             generator = torch_generator(origin, "changed copies", kind, factor)
             strength = factor * getattr(conditions.strengths, kind)
-            yield kind, factor, images.to_uint8(changed_copies(pixels, kind, strength, generator))
+            yield kind, factor, images.to_uint8(changed_copies(pixels[: n_of[factor]], kind, strength, generator))
     vae = autoencoder.load(inputs["teach/latents"].local() / "vae")
     yield ROUND_TRIP, DEMANDED, images.to_uint8(autoencoder.decode(vae, autoencoder.encode(vae, pixels)))
     teacher = Sampler(inputs["teach"].local() / "pipeline", recipe.sample)
-    for factor in SERIES:
-        seeds = [row_seed(origin, "near", factor, row_id) for row_id in probes.row_ids]
+    for factor, n in n_of.items():
+        seeds = [row_seed(origin, "near", factor, row_id) for row_id in probes.row_ids[:n]]
         start = min(1.0, factor * conditions.near_timestep_frac)
-        asked = probes.table["prompt"].to_pylist()
-        yield NEAR, factor, teacher.partial_denoise(probes.images, asked, seeds, start)
+        asked = probes.table["prompt"].to_pylist()[:n]
+        yield NEAR, factor, teacher.partial_denoise(probes.images[:n], asked, seeds, start)
 
 
 def planted(work: Work) -> pa.Table:

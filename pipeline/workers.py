@@ -112,12 +112,12 @@ class MatchImages:
         return pa.table(columns, schema=self.adds)
 
 
-def sample_plan(work: Work, plan: pa.Table, generator: Artifact) -> Made:
+def sample_plan(work: Work, plan: pa.Table, generator: Artifact, sample: config.Sample) -> Made:
     """Write `plan`, and its images to `rows`, made by a pool of actors from the generator's pipeline.
 
     What ends its worker every time is in neither.
     """
-    sample, draft = work.recipe.sample, work.draft
+    draft = work.draft
     written = rows.append_columns(
         draft.write_source(plan),
         SampleImages,

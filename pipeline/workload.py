@@ -138,7 +138,7 @@ def stored_bytes(name: str, made: Manifests) -> float:
             return made[name]["rows"] * row
         case "score", "gallery":
             nets = [made[f"identify/{net}"]["config"]["network"] for net in NETWORKS]
-            embeddings = sum(FLOAT_BYTES * network["embedding"] for network in nets)
+            embeddings = sum(FLOAT_BYTES * (network["embedding"] + network["eigenfilms"]) for network in nets)
             stood = made[name]["config"]["score"]["poses"] * (images["train"] + images["control"])
             return images["train"] * row + stood * embeddings + sum(_network_bytes(network, made) for network in nets)
         case ("score", _) | ("evaluate", "student_scores"):

@@ -117,7 +117,7 @@ def inspect(folder: Path) -> None:
             )
 
 
-def snippet(folder: str, prompt: str, sample: config.Sample, cfg: config.Generator) -> str:
+def snippet(folder: str, prompt: str, sample: config.Solver, cfg: config.Generator) -> str:
     """Four lines of Python that make `image.png` with nothing but diffusers and transformers."""
     options = PIXART_OPTIONS.format(max_tokens=cfg.text.max_tokens) if cfg.denoiser.kind == "pixart" else ""
     return SNIPPET.format(

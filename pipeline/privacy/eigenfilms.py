@@ -31,15 +31,15 @@ class EigenFilms(nn.Module):
 
     mean: Float[Tensor, " p"]
     basis: Float[Tensor, "p k"]
-    line: Float[Tensor, " 2"]
-    """Offset and slope of `logits`."""
+    line: Float[Tensor, " 3"]
+    """Offset and slope of `logits`, and the cosine under which they say nothing."""
 
     def __init__(self, image_px: int, n_components: int) -> None:
         super().__init__()
         n_pixels = min(image_px, SIDE_PX) ** 2
         self.register_buffer("mean", torch.zeros(n_pixels))
         self.register_buffer("basis", torch.zeros(n_pixels, n_components))
-        self.register_buffer("line", torch.zeros(2))
+        self.register_buffer("line", torch.zeros(3))
 
     @classmethod
     def of(cls, films: Float[Tensor, "n c h w"], most: int) -> EigenFilms:
@@ -69,9 +69,10 @@ class EigenFilms(nn.Module):
         return F.normalize((_greys(films) - self.mean) @ self.basis, dim=1)
 
     def logits(self, cosines: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
-        """The cosine of the angle between two films, on the scale of a network's logit."""
-        offset, slope = self.line
-        return offset + slope * cosines
+        """The cosine of the angle between two films, on the scale of a network's logit; minus infinity if it is one
+        that many strangers have."""
+        offset, slope, least = self.line
+        return torch.where(cosines >= least, offset + slope * cosines, -torch.inf)
 
     def calibrate(
         self, cosines: Float[Tensor, " n"], logits: Float[Tensor, " n"], fracs: tuple[float, float], part: float
@@ -79,13 +80,13 @@ class EigenFilms(nn.Module):
         """Put cosines on the scale of logits, both of pairs of strangers.
 
         A straight line through two points: a share of `part` x frac of strangers has a cosine over that which
-        becomes the logit that a share of `frac` has, for both `fracs`. So whoever takes the larger of the two
-        comes to at most 1 + `part` as many false alarms.
+        becomes the logit that a share of `frac` has, for both `fracs`. It begins at the first. So whoever takes the
+        larger of the two comes to about 1 + `part` as many false alarms.
         """
         found = [(quantile(cosines, part * frac), quantile(logits, frac)) for frac in fracs]
         (near, low), (nearer, high) = found
         slope = max(high - low, 1e-3) / max(nearer - near, 1e-3)
-        self.line = torch.tensor([low - slope * near, slope])
+        self.line = torch.tensor([low - slope * near, slope, near], device=self.basis.device)
 
 
 def quantile(values: Float[Tensor, " n"], exceeded_by: float) -> float:

@@ -85,14 +85,14 @@ class SiameseNetwork(nn.Module):
         """What makes up a pair's logit: the head's logit of the features, and the cosine among eigenfilms."""
         d = self.head.in_features
         by_features = self.head((first[..., :d] - second[..., :d]).abs()).squeeze(-1)
-        return by_features, (first[..., d:] * second[..., d:]).sum(-1)
+        return by_features, (first[..., d:].double() * second[..., d:].double()).sum(-1).float()
 
     def pairwise_logits(self, queries: Float[Tensor, "n e"], gallery: Float[Tensor, "m e"]) -> Float[Tensor, "n m"]:
         """`pair_logit` of every query with every gallery image, without an n x m x e array.
 
         Scaled by |weight|, the weighted sum is an L1 distance; dimensions whose weight is positive are added and
-        those whose weight is negative are subtracted, so it is exact whatever the signs. A cosine comes of the
-        distance on the unit sphere: a matrix product would differ in its last bits with the number of rows.
+        those whose weight is negative are subtracted, so it is exact whatever the signs. Cosines are products in
+        double precision, whose last bits depend on the number of rows, but not once they are rounded.
         """
         d, weight = self.head.in_features, self.head.weight[0]
         features, others = queries[:, :d] * weight.abs(), gallery[:, :d] * weight.abs()
@@ -102,8 +102,8 @@ class SiameseNetwork(nn.Module):
                 logits = logits + sign * torch.cdist(features[:, side], others[:, side], p=1.0)
         if not self._sees_places:
             return logits
-        apart = torch.cdist(queries[:, d:], gallery[:, d:], compute_mode="donot_use_mm_for_euclid_dist")
-        return torch.maximum(logits, self.eigenfilms.logits(1 - apart.square() / 2))
+        cosines = (queries[:, d:].double() @ gallery[:, d:].double().T).float()
+        return torch.maximum(logits, self.eigenfilms.logits(cosines))
 
     @property
     def _sees_places(self) -> bool:

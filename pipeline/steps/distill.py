@@ -23,7 +23,6 @@ def tasks(recipe: Recipe) -> list[Task]:
             ("filter",),
             "releasable",
             VERSION,
-            slots=2,
             resumable=True,
             about="student's autoencoder, tokenizer",
         ),

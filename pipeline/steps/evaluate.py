@@ -32,7 +32,7 @@ from pipeline.task import Made, Task, Work, rounds_of
 from pipeline.utility import classifier
 from pipeline.workers import NETWORKS, sample_plan, score_rows
 
-VERSION = 3
+VERSION = 4
 METRICS_VERSION = 4
 JUDGE, ENCODER = "classifier", "encoder"
 """Folders of the classifier that judges, and of the encoder that features come from."""
@@ -56,7 +56,8 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
     student_seed = {"seed": seed, "seed_offset": recipe.distill.seed_offset}
     people = {"people": section.membership_people, "seed": seed}
     arm = {"classifier": section.classifier.model_dump(), "n_train": section.n_train, "seed": seed}
-    sampler = recipe.sample.model_dump(include={"steps", "guidance_scale", "batch_size"})
+    solver = {"steps", "guidance_scale", "batch_size"}
+    sampler, of_student = (one.model_dump(include=solver) for one in (recipe.sample, recipe.student_sample))
     rounds = tuple(f"{word}/{number}" for word in ("sample", "score") for number in range(n_rounds))
     decided = f"filter/{n_rounds - 1}"
     unseen = ("score/gallery", "score/unseen")
@@ -92,7 +93,7 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
         Task(
             "evaluate/student_images",
             make_student_images,
-            {"n_student": section.n_student, "sample": sampler} | student_seed,
+            {"n_student": section.n_student, "sample": of_student} | student_seed,
             ("ingest", "filter", "distill"),
             version=VERSION,
             slots=recipe.sample.actors,
@@ -260,7 +261,7 @@ def _classifier(
 
 def make_student_images(work: Work) -> Made:
     """Sample the student with the kept set's prompts, and with the private set's in their shared form."""
-    return sample_plan(work, _student_plan(work), work.inputs["distill"])
+    return sample_plan(work, _student_plan(work), work.inputs["distill"], work.recipe.student_sample)
 
 
 def _student_plan(work: Work) -> pa.Table:

@@ -45,4 +45,4 @@ def make(work: Work) -> Made:
         work.origin,
         short={findings.index(name): n for name, n in short.items()},
     )
-    return sample_plan(work, plan, work.inputs["teach"])
+    return sample_plan(work, plan, work.inputs["teach"], sample)

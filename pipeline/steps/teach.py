@@ -24,7 +24,6 @@ def tasks(recipe: Recipe) -> list[Task]:
             latents,
             ("ingest",),
             version=VERSION,
-            slots=2,
             resumable=True,
             about="teacher's autoencoder, tokenizer",
         ),

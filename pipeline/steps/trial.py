@@ -56,7 +56,7 @@ def tasks(recipe: Recipe) -> list[Task]:
     section = recipe.evaluate
     measured = {"classifier": section.classifier.model_dump(), "n_train": section.n_train, "seed": recipe.seed}
     measured |= section.model_dump(include={"bootstrap", "control_percentile"})
-    sampler = recipe.sample.model_dump(include={"steps", "guidance_scale", "batch_size"})
+    sampler = recipe.student_sample.model_dump(include={"steps", "guidance_scale", "batch_size"})
     sampled = {"n_student": section.n_student, "sample": sampler, "seed": recipe.seed}
     sampled |= {"seed_offset": recipe.distill.seed_offset}
     scored = {"score": recipe.score.model_dump(include={"batch_size", "gallery_block"})}
@@ -93,7 +93,9 @@ def make_fresh_images(work: Work) -> Made:
 
 def _sampled(work: Work, arm: str) -> Made:
     kept = work.inputs["filter"].table("kept", ["row_id", "prompt", "labels"])
-    return sample_plan(work, evaluate.student_arm(work, arm, kept), work.inputs["distill"])
+    return sample_plan(
+        work, evaluate.student_arm(work, arm, kept), work.inputs["distill"], work.recipe.student_sample
+    )
 
 
 def make_student_scores(work: Work) -> Made:

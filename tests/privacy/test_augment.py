@@ -69,13 +69,14 @@ def test_a_zoom_about_the_centre_and_then_a_shift_agree_with_scipy(zoom: float) 
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-def test_a_softened_point_has_the_spread_asked_for_and_a_flat_image_stays() -> None:
+@pytest.mark.parametrize("sd_px", [0.2, 0.36, 0.72, 2.5])
+def test_a_softened_point_has_the_spread_asked_for_and_a_flat_image_stays(sd_px: float) -> None:
     point = torch.zeros(1, 1, 41, 41)
     point[0, 0, 20, 20] = 1.0
-    soft = softened(point, 2.5)[0, 0]
+    soft = softened(point, sd_px)[0, 0]
     places = torch.arange(41) - 20.0
     assert soft.sum().item() == pytest.approx(1)
-    assert (soft.sum(0) * places**2).sum().item() == pytest.approx(2.5**2, rel=0.02)
+    assert (soft.sum(0) * places**2).sum().item() == pytest.approx(sd_px**2, rel=0.02)
     assert torch.equal(soft, soft.T)
     torch.testing.assert_close(softened(torch.full((1, 3, 9, 9), 0.5), 1.5), torch.full((1, 3, 9, 9), 0.5))
 
