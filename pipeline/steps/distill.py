@@ -23,6 +23,7 @@ def tasks(recipe: Recipe) -> list[Task]:
             ("filter",),
             "releasable",
             VERSION,
+            slots=2,
             resumable=True,
             about="student's autoencoder, tokenizer",
         ),
