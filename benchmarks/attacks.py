@@ -96,8 +96,8 @@ def _laid_out(rows: Sequence[str], kept: Sequence[int], origin: Origin) -> np.nd
 def _by_noise(truth: Truth, origin: Origin) -> Estimate:
     """Released images against the noise of every row, seen through the released autoencoder."""
     seeds = [row_seed(origin, "sample", name) for name in truth.rows]
-    shape, flat = tuple(truth.latents.shape[1:]), truth.latents.flatten(1).double().numpy()
-    return tracing.traced(flat, seeds, shape, truth.kept[: len(flat)]).first
+    latents = truth.latents.double().numpy()
+    return tracing.traced(latents, seeds, truth.kept[: len(latents)]).first
 
 
 def _by_order(truth: Truth, origin: Origin) -> Estimate:

@@ -5,7 +5,7 @@ the one that correlates best, and has the row; rows of one record stand together
 patient, in the order of the hospital's table. *Order.* Whoever can compute in which order the kept rows were laid out
 reads the row off the position. *Split.* Whoever can compute the splits knows from a list of patients who was trained
 on. All three are as good as chance where the origin is a secret. Axis letters: n released images, m rows of the plan,
-d values of a latent.
+c channels and y x positions of a latent, p of them.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ class Traced(NamedTuple):
     first: Estimate
     """Share of images whose own row is the best of all; guessing finds one over the number of rows."""
     own: float
-    """Mean correlation of an image with the noise of its own row under the guess."""
+    """Mean correlation of an image with the noise of its own row under the guess, over channels, without sign."""
     n_rows: int
     """Rows that were to choose from."""
 
 
-def traced(
-    latents: Float[np.ndarray, "n d"],
-    seeds: Sequence[int],
-    shape: tuple[int, ...],
-    truth: Int64[np.ndarray, " n"],
-) -> Traced:
+def traced(latents: Float[np.ndarray, "n c y x"], seeds: Sequence[int], truth: Int64[np.ndarray, " n"]) -> Traced:
     """Which row's noise each image resembles most; `seeds` are the guessed ones of all m rows, `truth` the real rows.
 
-    The seeds are those of torch's CPU generator, which knows 32 bits of each: with all 2^32 streams at hand an
-    attacker finds an image's stream, but not whose it is. Cost: n x m correlations.
+    What all images share is taken out of them, value by value, and every channel counts whatever its sign: an
+    autoencoder that was fitted on other images has turned some of its axes round. On the demo that finds all rows of
+    1,500 where a plain correlation finds 15 %. The seeds are those of torch's CPU generator, which knows 32 bits of
+    each: with all 2^32 streams at hand an attacker finds an image's stream, but not whose it is. Cost: n x m
+    correlations of d values.
     """
-    images, best, top = _standardised(latents), np.full(len(latents), -np.inf), np.zeros(len(latents), np.int64)
+    spread = latents.std(0, keepdims=True)
+    images = _by_channel((latents - latents.mean(0, keepdims=True)) / np.where(spread > 0, spread, 1))
+    best, top = np.full(len(latents), -np.inf), np.zeros(len(latents), np.int64)
     own = np.zeros(len(latents))
     for start in range(0, len(seeds), BLOCK_ROWS):
-        noises = _standardised(_noises(seeds[start : start + BLOCK_ROWS], shape))
-        correlations = images @ noises.T / images.shape[1]
+        noises = _by_channel(_noises(seeds[start : start + BLOCK_ROWS], latents.shape[1:]))
+        correlations = np.mean([np.abs(a @ b.T) for a, b in zip(images, noises, strict=True)], axis=0)
         column = correlations.argmax(1)
-        value = correlations[np.arange(len(images)), column]
+        value = correlations[np.arange(len(latents)), column]
         top = np.where(value > best, column + start, top)
         best = np.maximum(best, value)
-        here = (truth >= start) & (truth < start + len(noises))
+        here = (truth >= start) & (truth < start + correlations.shape[1])
         own[here] = correlations[here, truth[here] - start]
     hits = top == truth
     return Traced(wilson(int(hits.sum()), len(hits)), float(own.mean()), len(seeds))
@@ -71,11 +71,13 @@ def split_agreement(guessed: set[str], members: set[str]) -> Estimate:
     return wilson(len(guessed & members), len(guessed))
 
 
-def _noises(seeds: Sequence[int], shape: tuple[int, ...]) -> Float[np.ndarray, "m d"]:
+def _noises(seeds: Sequence[int], shape: tuple[int, ...]) -> Float[np.ndarray, "m c y x"]:
     drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
-    return torch.stack(drawn).flatten(1).numpy().astype(np.float64)
+    return torch.stack(drawn).numpy().astype(np.float64)
 
 
-def _standardised(rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
-    centred = rows - rows.mean(1, keepdims=True)
-    return centred / np.maximum(centred.std(1, keepdims=True), 1e-9)
+def _by_channel(rows: Float[np.ndarray, "m c y x"]) -> Float[np.ndarray, "c m p"]:
+    """Channel by channel, with mean 0 and length 1."""
+    flat = rows.reshape(*rows.shape[:2], -1).swapaxes(0, 1)
+    centred = flat - flat.mean(2, keepdims=True)
+    return centred / np.maximum(np.linalg.norm(centred, axis=2, keepdims=True), 1e-9)

@@ -33,7 +33,7 @@ from pipeline.report import Drop, LedgerRow, Pair, Private, Report, StepRow, ren
 from pipeline.seeds import numpy_generator
 from pipeline.task import Made, Task, Work, rounds_of
 
-VERSION = 3
+VERSION = 4
 GRID_IMAGES = 24
 WORST_PAIRS = 12
 
