@@ -419,9 +419,10 @@ class Score(Section):
     """Images embedded per call."""
     gallery_block: Count = 4_096
     """Gallery entries compared at a time."""
-    poses: Literal[1, 3, 7, 11] = 11
+    poses: Literal[1, 3, 7, 11, 13] = 13
     """In how many poses each real film stands in the gallery, so that moved copies are found: 1 as it is, 3 also
-    larger and smaller, 7 also to the four sides, 11 also enlarged to the four corners. Comparisons grow with them."""
+    larger and smaller, 7 also to the four sides, 11 also enlarged to the four corners, 13 also turned. Comparisons
+    grow with them."""
     block_rows: Count = 4_096
     """Rows lost at most when an actor dies."""
     actors: NonNegativeInt = 1

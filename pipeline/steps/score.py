@@ -20,7 +20,7 @@ from pipeline.records import Records
 from pipeline.task import Made, Task, Work
 from pipeline.workers import DECOYS, NETWORKS, score_rows
 
-VERSION = 4
+VERSION = 5
 UNSEEN = ("control", "test")
 
 

@@ -10,7 +10,7 @@ from pipeline import config
 from pipeline.images import to_torch, to_uint8
 from pipeline.privacy import matching
 from pipeline.privacy.augment import blurred, moved
-from pipeline.privacy.matching import POSES, Gallery, best_matches, different_pairs, shuffled_pairs
+from pipeline.privacy.matching import POSES, Gallery, Pose, best_matches, different_pairs, shuffled_pairs
 from pipeline.privacy.networks import SiameseNetwork, embeddings
 
 
@@ -197,11 +197,12 @@ def posed(n_poses: int) -> Gallery:
     return Gallery.of(Pixels(), FILMS, [f"p{i // 2}" for i in range(12)], NAMES, 8, n_poses)
 
 
-def found(zoom: float, right: float, down: float, n_poses: int) -> matching.Matches:
+def found(pose: Pose, n_poses: int) -> matching.Matches:
     """Each film looked for, moved."""
     n = len(FILMS)
-    shift = torch.tensor([[32 * right, 32 * down]]).expand(n, 2)
-    copies = to_uint8(moved(to_torch(FILMS), shift, torch.zeros(n), torch.full((n,), zoom)))
+    shift = torch.tensor([[32 * pose.right, 32 * pose.down]]).expand(n, 2)
+    turn, zoom = torch.full((n,), pose.rotation_deg), torch.full((n,), pose.zoom)
+    copies = to_uint8(moved(to_torch(FILMS), shift, turn, zoom))
     model = Pixels()
     return best_matches(model, embeddings(model, copies, 8), posed(n_poses), 5)
 
@@ -209,26 +210,25 @@ def found(zoom: float, right: float, down: float, n_poses: int) -> matching.Matc
 def test_a_gallery_in_one_pose_is_that_of_the_films_as_they_are() -> None:
     plain = embeddings(Pixels(), FILMS, 8)
     assert torch.equal(posed(1).embeddings, plain)
-    for n_poses in (1, 3, 7, 11):
+    for n_poses in (1, 3, 7, 11, 13):
         films = posed(n_poses)
         assert torch.equal(films.as_they_are, plain) and films.n_poses == n_poses
         assert films.patient_codes.tolist() == [i // 2 for i in range(12)] * n_poses
 
 
 @pytest.mark.parametrize("pose", POSES)
-def test_a_copy_in_a_pose_of_the_gallery_is_found_as_if_it_had_not_been_moved(pose: matching.Pose) -> None:
-    copies = found(*pose, n_poses=len(POSES))
+def test_a_copy_in_a_pose_of_the_gallery_is_found_as_if_it_had_not_been_moved(pose: Pose) -> None:
+    copies = found(pose, len(POSES))
     torch.testing.assert_close(copies.logit, torch.full((12,), 4.0), rtol=0, atol=1e-3)
     assert copies.nearest.tolist() == list(range(12))
 
 
 @pytest.mark.parametrize(
-    ("zoom", "right", "down"), [(1.18, 0, 0), (1 / 1.18, 0, 0), (1, 0.083, 0), (1, 0, -0.05), (1.16, 0.06, -0.06)]
+    "pose",
+    [Pose(1.18), Pose(1 / 1.18), Pose(1, 0.083), Pose(1, 0, -0.05), Pose(1.16, 0.06, -0.06), Pose(rotation_deg=5)],
 )
-def test_a_film_zoomed_or_shifted_in_between_is_found_better_in_a_posed_gallery(
-    zoom: float, right: float, down: float
-) -> None:
-    plain, in_poses = (found(zoom, right, down, n_poses) for n_poses in (1, len(POSES)))
+def test_a_film_moved_in_between_is_found_better_in_a_posed_gallery(pose: Pose) -> None:
+    plain, in_poses = (found(pose, n_poses) for n_poses in (1, len(POSES)))
     assert (in_poses.logit >= plain.logit).all()
     assert in_poses.logit.mean() > plain.logit.mean() + 1
     assert in_poses.nearest.tolist() == list(range(12))  # positions of films, whichever pose was the nearest
