@@ -480,7 +480,7 @@ class Filter(Section):
     """Rule `fdr`."""
     decoys: bool | None = None
     """Whether images too much like an unseen `control` patient are dropped as well, so that a gap in the kept set
-    does not tell who was trained on; none does it where `control` has at least as many patients as `train`."""
+    tells less of who was trained on; none does it where `control` has at least as many patients as `train`."""
     max_per_class: Count | None = None
     """Most images kept of any finding, and of those that show none; the least re-identifiable stay. None is all."""
 

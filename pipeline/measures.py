@@ -35,6 +35,8 @@ SIZES = ((1, "1"), (3, "2-3"), (12, "4-12"), (29, "13-29"), (np.inf, "30+"))
 IMAGES_PER_PROMPT = 4
 NO_FINDING = "none"
 PLANTED = "planted-"
+DISTANCE = "distance"
+"""Column of `gaps`: from a film to the nearest few kept images."""
 EXACT_COPY, NEAR_COPY = f"{PLANTED}exact-", f"{PLANTED}near-"
 """What the names of planted copies begin with."""
 STRICT_PERCENTILE = 99.0
@@ -231,17 +233,18 @@ def _near_copies(scores: Risk) -> Metrics:
 
 
 def membership(attacks: Mapping[str, pa.Table], origin: Origin) -> Metrics:
-    """What an attacker learns of who was trained on: AUC by loss and by gaps, with null and positive control.
+    """What an attacker learns of who was trained on: AUC by loss, gaps and nearness, with null and positive control.
 
     `attacks` are the tables of `probes`: `membership_teacher` and `membership_student` hold losses, `gaps` how near
-    the closest kept image is. The null compares two groups of strangers.
+    the closest kept image is, and how far the nearest few are. The null compares two groups of strangers.
     """
     found: Metrics = {}
     for subject in ("teacher", "student"):
         table, name = attacks[f"membership_{subject}"], f"privacy/{subject}/membership"
         found |= _told_apart(table, "loss", name, origin)
         found[f"{name}_null_auc"] = _auc(table, "loss", "control", "stranger", origin)
-    for network, of_network in (("filter_network", "gap"), ("auditor", "gap_audit")):
+    ways = (("filter_network", "gap"), ("auditor", "gap_audit"), (DISTANCE, "nearness"))
+    for network, of_network in (way for way in ways if way[0] in attacks["gaps"].column_names):
         table, name = attacks["gaps"], f"privacy/filtered/{of_network}"
         found |= _told_apart(table, network, name, origin)
         # Control patients are the decoys, if there are any: a gap around one looks like a gap around a member.
@@ -251,7 +254,7 @@ def membership(attacks: Mapping[str, pa.Table], origin: Origin) -> Metrics:
 
 
 def _told_apart(table: pa.Table, column: str, name: str, origin: Origin) -> Metrics:
-    """A member's value is the lower one: a smaller loss, or no kept image near."""
+    """A member's value is the lower one: a smaller loss, no kept image near, or a smaller distance to several."""
     compared = _compared(table, column, "member", "stranger")
     attack = tests.true_positive_rate(*compared, generator=numpy_generator(origin, name, "halves"))
     return {

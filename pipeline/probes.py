@@ -19,9 +19,10 @@ from pipeline.cohorts.splits import STRATA
 from pipeline.config import Recipe
 from pipeline.generators import autoencoder, losses, prompts
 from pipeline.generators.sampler import Sampler
-from pipeline.measures import EXACT_COPY, NEAR_COPY
+from pipeline.measures import DISTANCE, EXACT_COPY, NEAR_COPY
 from pipeline.privacy import matching, networks
 from pipeline.privacy.augment import CHANGES, changed_copies
+from pipeline.privacy.eigenfilms import EigenFilms
 from pipeline.records import Records
 from pipeline.seeds import numpy_generator, row_seed, torch_generator
 from pipeline.task import Made, Work
@@ -33,6 +34,10 @@ DEMANDED = 1.0
 CURVE_PART = 1 / 3
 """Share of the films that show how recall goes at the other strengths, which nothing is judged by."""
 ROUND_TRIP, NEAR = "round_trip", "near_duplicate"
+NEAREST = 5
+"""Kept images whose mean distance says how near the kept set is to a film."""
+EIGENFILMS = 192
+"""Of an attacker. On the demo 64 told members from strangers by nearness with an AUC of .67, 192 with .77."""
 N_PLANTED = 100
 """Exact copies, and as many near ones, that are planted among the student's images."""
 PEOPLE = {"member": "train", "stranger": "test", "control": "control"}
@@ -143,12 +148,15 @@ def _losses(
 
 
 def make_gaps(work: Work) -> Made:
-    """How near the closest kept image is to a film of each person, by both networks.
+    """How near the closest kept image is to a film of each person, by both networks; how far the nearest few are.
 
-    A filter that drops whatever resembles a training film leaves gaps around those who were trained on.
+    A filter that drops whatever resembles a training film leaves gaps around those who were trained on. What a
+    teacher draws lies nearer to its films than to strangers' all the same, in what no network was taught to look at:
+    so the distance is that of places among eigenfilms of the attacker's own patients, if those are enough for any.
     """
     people, kept = _people(work), work.inputs["filter"].table("kept", ["image"])
-    scores = fit.small(_gaps, work.recipe.score, work.inputs["score/gallery"], people["image"], kept["image"])
+    own = images.column(records.of_split(work.inputs["ingest"], "audit").images)
+    scores = fit.small(_gaps, work.recipe.score, work.inputs["score/gallery"], people["image"], kept["image"], own)
     columns = people.select(["row_id", "part", "stratum"])
     for name, values in scores.items():
         columns = columns.append_column(name, pa.array(values, pa.float64()))
@@ -157,7 +165,7 @@ def make_gaps(work: Work) -> Made:
 
 
 def _gaps(
-    score: config.Score, gallery: Artifact, films: pa.ChunkedArray, kept: pa.ChunkedArray
+    score: config.Score, gallery: Artifact, films: pa.ChunkedArray, kept: pa.ChunkedArray, own: pa.Array
 ) -> dict[str, np.ndarray]:
     pixels, released = images.array(films), images.array(kept)
     names = [str(i) for i in range(len(released))]
@@ -168,6 +176,11 @@ def _gaps(
         there = matching.Gallery.of(model, released, names, names, score.batch_size)
         queries = networks.embeddings(model, pixels, score.batch_size)
         found[name] = matching.best_matches(model, queries, there, score.gallery_block).logit.double().numpy()
+    eigenfilms = EigenFilms.of(networks.standardised(images.to_torch(images.array(own))), EIGENFILMS)
+    if eigenfilms.n_components:
+        first, second = (eigenfilms(networks.standardised(images.to_torch(some))) for some in (pixels, released))
+        cosines = first.double() @ second.double().T
+        found[DISTANCE] = 1 - cosines.topk(min(NEAREST, len(released)), 1).values.mean(1).numpy()
     return found
 
 

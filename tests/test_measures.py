@@ -267,14 +267,14 @@ def test_membership_is_the_chance_that_a_members_loss_is_lower_with_strangers_ag
     attacks = {
         "membership_teacher": people(low, high, high, "loss"),  # every member is found
         "membership_student": people(mixed, mixed, mixed, "loss"),  # nobody is
-        "gaps": people(low, high, low, "filter_network", "auditor"),  # the control patients are decoys
+        "gaps": people(low, high, low, "filter_network", "auditor", "distance"),  # the control patients are decoys
     }
     found = measures.membership(attacks, b"s" * 32)
     value = {key.removeprefix("privacy/"): estimate.value for key, estimate in found.items()}
     assert value["teacher/membership_auc"] == 1 and value["teacher/membership_tpr"] == 1
     assert value["teacher/membership_null_auc"] == value["student/membership_auc"] == pytest.approx(0.5)
     assert found["privacy/student/membership_auc"].low == 0.5
-    for network in ("gap", "gap_audit"):
+    for network in ("gap", "gap_audit", "nearness"):
         assert value[f"filtered/{network}_auc"] == value[f"filtered/{network}_control_auc"] == 1
         assert value[f"filtered/{network}_among_control_auc"] == pytest.approx(0.5)
     assert found["privacy/teacher/membership_auc"].n == 120

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from pipeline import config, images, probes
+from pipeline import config, images, measures, probes
 from pipeline.artifact import Artifact, Key, Store
 from pipeline.config import Recipe
 from pipeline.privacy.augment import CHANGES
@@ -121,7 +121,10 @@ def test_a_gap_is_seen_where_no_kept_image_is_near_a_film_and_not_where_a_copy_w
     people = films(6)
     kept = np.concatenate([people[:3], films(5, seed=1)])
     columns = [pa.chunked_array([images.column(some)]) for some in (people, kept)]
-    found = probes._gaps(RECIPE.score, gallery, *columns)
+    others = np.concatenate([films(16, seed=seed) for seed in range(2, 8)])
+    found = probes._gaps(RECIPE.score, gallery, *columns, images.column(others))
+    distance = found.pop(measures.DISTANCE)
+    assert distance[:3].max() < distance[3:].min()
     assert found.keys() == set(NETWORKS)
     for logits in found.values():
         assert logits[:3] == pytest.approx([4.0] * 3, abs=1e-3)  # what an untrained network gives the same film

@@ -28,7 +28,7 @@ DECOY = "like an unseen patient, a decoy"
 REASONS = pa.array([KEPT, OVER, UNSCORED, COPY, SURPLUS, DECOY])
 
 DECOYS_TOLD = (
-    "Images as close to one of the unseen patients are dropped too, so that a gap in the kept set does not tell who "
+    "Images as close to one of the unseen patients are dropped too, so that a gap in the kept set tells less of who "
     "was trained on."
 )
 

@@ -33,7 +33,7 @@ from pipeline.utility import classifier
 from pipeline.workers import NETWORKS, sample_plan, score_rows
 
 VERSION = 4
-METRICS_VERSION = 4
+METRICS_VERSION = 5
 JUDGE, ENCODER = "classifier", "encoder"
 """Folders of the classifier that judges, and of the encoder that features come from."""
 RECOGNITION = "auditor's embedding, as there are no labels to learn from"
@@ -126,7 +126,7 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
             probes.make_gaps,
             people,
             ("ingest", "filter", "score/gallery"),
-            version=VERSION,
+            version=VERSION + 1,
             about="members by gaps in the kept set",
         ),
         Task(

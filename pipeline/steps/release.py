@@ -99,7 +99,12 @@ def _evidence(
         return metrics.get(f"privacy/{key}", gate.NOTHING)
 
     judged = {"student": "student", "student, private prompts": "student_private_prompts", "kept set": "filtered"}
-    attacks = {"the student's loss": "student/membership", "gaps in the kept set": "filtered/gap"}
+    attacks = {
+        "the student's loss": "student/membership",
+        "gaps in the kept set": "filtered/gap",
+        "gaps in the kept set, another network": "filtered/gap_audit",
+        "nearness to the kept set": "filtered/nearness",
+    }
     return gate.Evidence(
         excess={name: of(f"{key}/audit_excess") for name, key in judged.items()},
         strict={name: of(f"{judged[name]}/audit_excess_strict") for name in ("student", "kept set")},
