@@ -190,9 +190,9 @@ def test_a_blocked_release_is_named_with_its_reasons() -> None:
     assert "not enough evidence control size: 180 images" in text
 
 
-def test_the_first_screen_tells_the_better_of_two_attacks_on_members() -> None:
+def test_the_first_screen_tells_the_best_attack_on_members() -> None:
     text = text_of(report.render(example()))
-    assert re.search(r"Can members be told\? 0\.58 AUC of the better of two attackers", text)
+    assert re.search(r"Can members be told\? 0\.58 AUC of the best of three attackers", text)
     assert "By the student’s loss 0.56 [0.53, 0.59]" in text
     unmeasured = dataclasses.replace(example(), metrics={})
     assert "Can members be told? 0" not in text_of(report.render(unmeasured))
@@ -201,7 +201,7 @@ def test_the_first_screen_tells_the_better_of_two_attacks_on_members() -> None:
 def test_decoys_are_explained_where_there_were_some_and_not_where_there_were_none() -> None:
     without, having = (report.render(dataclasses.replace(example(), decoys=decoys)) for decoys in (False, True))
     assert "decoys" not in text_of(without)
-    assert "members against decoys: 0.52 [0.50, 0.56]" in text_of(having)
+    assert "members against decoys, by the filter’s network: 0.52 [0.50, 0.56]" in text_of(having)
 
 
 def test_recall_is_told_by_kind_and_strength_by_both_networks() -> None:
