@@ -451,6 +451,7 @@ def test_two_jobs_of_one_recipe_on_one_store_both_end_with_the_same_artifact(add
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_whole_recipe_on_s3_makes_the_same_artifacts_as_on_a_folder_and_leaks_no_credentials(
     address: str, finished_store: Path
 ) -> None:

@@ -25,6 +25,7 @@ _DAY = r"\d{1,2}(?:st|nd|rd|th)?"
 TRACES = {
     reason: re.compile(pattern, re.IGNORECASE)
     for reason, pattern in {
+        "longer than a word": r"[^\W_]{61,}",
         "de-identification trace": r"\[\*\*(?s:.*?)(?:\*\*\]|\Z)|_{2,}|\bx{3,}\b",
         "address on the web": r"\bhttps?://\S+|\bwww\.\S+|\S+@\S+",
         "name after a title": r"\b(?:(?:drs?|mrs|prof|doctor|professor)\b\.?|m[rs]\.)[ \t]+[^\W\d_][\w'-]*",
@@ -47,7 +48,8 @@ TRACES = {
 }
 _DIGIT = re.compile(r"\d")
 _TRACES_WITHOUT_DIGITS = {
-    reason: TRACES[reason] for reason in ("de-identification trace", "address on the web", "name after a title")
+    reason: TRACES[reason]
+    for reason in ("longer than a word", "de-identification trace", "address on the web", "name after a title")
 }
 # After Johnson et al., MIT-LCP/mimic-cxr txt/section_parser.py; also headers that are not upper-case.
 _HEADER = re.compile(

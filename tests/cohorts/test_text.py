@@ -152,3 +152,9 @@ def test_ages_and_dates_of_real_notes_are_gone():
     assert scrubbed.removed["age"] > 30
     assert {"effusion", "covid-19", "opacities"} <= words
     assert words.isdisjoint({"year-old", "year", "2020", "march"})
+
+
+def test_letters_that_are_longer_than_any_word_reach_no_prompt_even_if_everybody_has_them() -> None:
+    found = scrub(["small effusion " + "A" * 20_000, "small effusion"], ["a", "b"], 1)
+    assert found.phrases == [["small effusion"]] * 2
+    assert found.removed["longer than a word"] == 1
