@@ -507,7 +507,7 @@ class Evaluate(Section):
     """Student images sampled and scored with the kept set's prompts, and again with the private set's."""
     student: Solver = Solver(steps=8, guidance_scale=2.0)
     """How the student is sampled, here and by whoever reads its card. On the demo guidance of 2 took AUROC from .885
-    to .92 and let no image come closer to a real one; what it must not tell was filtered before it learned."""
+    to .92 at the same median likeness to real ones; what it must not tell was filtered before it learned."""
     n_train: Count = 900
     """Images every classifier is trained on, the same for real and synthetic."""
     large_factor: Annotated[float, Field(ge=1)] = 1.6

@@ -3,7 +3,7 @@
 A Siamese network learns that two films of a patient are one whatever their pose, and so it learns not to see what a
 generator keeps of a film that it has smoothed: the exact place of everything. Here films are compared where they lie.
 Whitening takes out what all chests share, so that a smooth picture is not alike to everybody: with 64 eigenfilms of
-the phantom, strangers' films, a teacher's samples and a student's were all as near to strangers as real films are.
+the phantom, strangers' films, a teacher's samples and a student's were no nearer to strangers than real films are.
 Axis letters: n films, c channels, h height, w width, p pixels, k eigenfilms.
 """
 

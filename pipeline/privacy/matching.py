@@ -53,9 +53,8 @@ POSES = (
 """As it is; larger and smaller; to the four sides; enlarged to the four corners, as a crop leaves it; turned. With
 networks of 400 steps on the phantom, features alone, the first eleven took recall at the 95th percentile of control
 from .69 to .96 on crops of 15 %, from .75 to 1.00 on a zoom of 1.18 and from .92 to 1.00 on shifts of 8 %,
-while 6.5 %
-instead of 6.3 % of strangers were flagged; the last two, of 300 steps with eigenfilms, from .90 to 1.00 on rotations
-of 5 degrees, with 4.6 % of strangers instead of 5.5 %."""
+while 6.5 % instead of 6.3 % of strangers were flagged; the last two, of 300 steps with eigenfilms, from .90 to
+1.00 on rotations of 5 degrees, with 4.6 % of strangers instead of 5.5 %."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -126,7 +126,7 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
             probes.make_gaps,
             people,
             ("ingest", "filter", "score/gallery"),
-            version=VERSION + 1,
+            version=VERSION,
             about="members by gaps in the kept set",
         ),
         Task(
