@@ -4,9 +4,10 @@
 
 Tries to trace released images, order and membership to private rows with everything that is public (program,
 recipe, seed) and with other guesses of the seed; the store's secret is the positive control: with it, all must be
-found. Counts released rows that fewer than k patients share, and repeats what the run itself measured: who is told to
-be a member, how far the judges see, and what the gate said. Prints JSON, and a table on stderr. Reads `private/`: it
-is for the custodian.
+found. Takes for every released image the film of the hospital that it resembles most, and counts how often that is of
+the patient behind it. Counts released rows that fewer than k patients share, and repeats what the run itself
+measured: who is told to be a member, how far the judges see, and what the gate said. Prints JSON, and a table on
+stderr. Reads `private/`: it is for the custodian.
 """
 
 from __future__ import annotations
@@ -22,19 +23,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc  # pyright: ignore
 import torch
+from jaxtyping import UInt8
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import images, package, plan, secret
-from pipeline.artifact import Artifact, Store
+from pipeline import images, measures, package, plan, records, secret
+from pipeline.artifact import Artifact, ArtifactError, Store
 from pipeline.cohorts import splits
 from pipeline.config import Recipe, read
 from pipeline.estimate import Estimate, recalls
 from pipeline.generators import autoencoder, folder
-from pipeline.privacy import tracing
+from pipeline.privacy import networks, tracing
+from pipeline.privacy.eigenfilms import EigenFilms
 from pipeline.scan import rows_below_k
 from pipeline.seeds import Origin, numpy_generator, row_seed
 
+EIGENFILMS = 128
+MOST_FILMS = 20_000
 N_GUESSES = 20
 """Seeds of the first 2^32 that are tried beside the published one."""
 
@@ -48,13 +53,21 @@ class Truth(NamedTuple):
     """Names of all sampled rows, in the order of the plan."""
     kept: np.ndarray
     """Position in `rows` of each image of the kept set, in its order."""
+    released: UInt8[np.ndarray, "n h w c"]
     latents: torch.Tensor
     """Of the released images, by the released autoencoder."""
 
 
 def main(recipe: Recipe, store: Store, n_guesses: int = N_GUESSES) -> dict[str, Any]:
-    """Every attack with its control; raises KeyError if the store's run is not finished."""
-    made = {line.task.name: line.artifact for line in plan.plan(recipe, store) if line.artifact is not None}
+    """Every attack with its control; raises ArtifactError if the store lacks this recipe's finished run."""
+    lines = plan.plan(recipe, store)
+    missing = [f"{line.task.name} ({line.why})" for line in lines if line.artifact is None]
+    if missing:
+        raise ArtifactError(
+            f"{store.uri}: want a finished run of this recipe by this version of the program, got {len(missing)} of "
+            f"{len(lines)} artifacts missing, such as {missing[0]} — run it with this --store first"
+        )
+    made = {line.task.name: line.artifact for line in lines if line.artifact is not None}
     truth = _truth(recipe, made, store)
     own, published = secret.run_origin(recipe, store), recipe.seed
     drawn = numpy_generator(0, "guesses").integers(0, 2**32, n_guesses).tolist()
@@ -67,8 +80,9 @@ def main(recipe: Recipe, store: Store, n_guesses: int = N_GUESSES) -> dict[str, 
     return {
         "chance": {"noise": 1 / len(truth.rows), "order": 1 / len(truth.kept), "split": _train_share(truth)},
         "attacks": attacks,
+        "content": {name: found.as_dict() for name, found in _by_content(truth)._asdict().items()},
         "rows_below_k": rows_below_k(recipe, made, made["release/candidate"].local() / "package"),
-        "membership": {key: value for key, value in metrics.items() if "membership" in key or "/gap" in key},
+        "membership": {key: value for key, value in metrics.items() if measures.is_membership(key)},
         "judges": {network: _worst(metrics, network) for network in ("filter_network", "auditor")},
         "verdicts": made["release"].facts["verdicts"],
         "cleared": made["release"].facts["cleared"],
@@ -84,8 +98,9 @@ def _truth(recipe: Recipe, made: Mapping[str, Artifact], store: Store) -> Truth:
     released = made["release/candidate"].local() / "package"
     with folder.quiet():
         vae = autoencoder.load(released / "student" / "vae")
-    latents = autoencoder.encode(vae, images.to_torch(package.read_images(released / "dataset")))
-    return Truth(recipe, made, rows, _laid_out(rows, kept, secret.run_origin(recipe, store)), latents)
+    pixels = package.read_images(released / "dataset")
+    latents = autoencoder.encode(vae, images.to_torch(pixels))
+    return Truth(recipe, made, rows, _laid_out(rows, kept, secret.run_origin(recipe, store)), pixels, latents)
 
 
 def _laid_out(rows: Sequence[str], kept: Sequence[int], origin: Origin) -> np.ndarray:
@@ -115,6 +130,26 @@ def _by_split(truth: Truth, origin: Origin) -> Estimate:
     train = pc.equal(everybody["split"], "train")
     members = {names[patient] for patient in everybody.filter(train)["patient_id"].to_pylist()}
     return tracing.split_agreement({name for name, split in guess.items() if split == "train"}, members)
+
+
+def _by_content(truth: Truth) -> tracing.Recognised:
+    """Released images against films of everybody, as an insider has them."""
+    everybody = truth.made["ingest"].table("records", ["row_id", "patient_id"])
+    patient_of = dict(zip(everybody["row_id"].to_pylist(), everybody["patient_id"].to_pylist(), strict=True))
+    rounds = [artifact for name, artifact in truth.made.items() if name.startswith("sample/")]
+    plans = pa.concat_tables([artifact.table("plan", ["row_id", "prompt_row_id"]) for artifact in rounds])
+    asked = dict(zip(plans["row_id"].to_pylist(), plans["prompt_row_id"].to_pylist(), strict=True))
+    behind = [patient_of[asked[truth.rows[position]]] for position in truth.kept[: len(truth.released)]]
+    generator = numpy_generator(0, "films")
+    chosen = np.sort(generator.permutation(len(everybody))[:MOST_FILMS])
+    films = records.images_of(truth.made["ingest"], everybody["row_id"].take(chosen))
+    there = networks.standardised(images.to_torch(films))
+    eigenfilms = EigenFilms.of(there, EIGENFILMS)
+    released = eigenfilms(networks.standardised(images.to_torch(truth.released)))
+    patients = everybody["patient_id"].take(chosen).to_numpy()
+    return tracing.recognised(
+        released.numpy(), eigenfilms(there).numpy(), patients, np.array(behind), numpy_generator(0, "dealt")
+    )
 
 
 def _names(truth: Truth) -> dict[str, str]:
@@ -149,6 +184,11 @@ def _table(result: Mapping[str, Any]) -> Table:
         for who, found in by_origin.items():
             share = f"{found['value']:.2%} [{found['low']:.2%}, {found['high']:.2%}], n {found['n']:,}"
             table.add_row(name, who, share, f"{result['chance'][name]:.2%}")
+    content = result["content"]
+    for name in ("first", "surest"):
+        found, by_chance = content[name], content["by_chance"]
+        share = f"{found['value']:.2%} [{found['low']:.2%}, {found['high']:.2%}], n {found['n']:,}"
+        table.add_row(f"content, {name}", "all films", share, f"{by_chance['value']:.2%}")
     for key, found in result["membership"].items():
         if key.endswith("_auc") and found["value"] is not None:
             table.add_row(key, "", f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]", "0.50")

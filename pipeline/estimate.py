@@ -38,9 +38,23 @@ def is_small(n: int, k: int) -> bool:
     return 0 < n < k
 
 
+def too_small(n_people: Mapping[str, int], k: int) -> set[str]:
+    """The groups that must not be told beside the total of all: those of fewer than k people, and with them the next
+    smallest, as what the others leave of the total would tell them.
+    """
+    ranked = sorted((name for name, n in n_people.items() if n), key=lambda name: (n_people[name], name))
+    n_small = sum(is_small(n_people[name], k) for name in ranked)
+    return set(ranked[: n_small + 1]) if n_small else set()
+
+
 def fewer_than(n: int, k: int) -> str:
     """The count as it may be released: `fewer than 5` instead of 1 to 4 for k = 5, otherwise the number."""
     return f"fewer than {k:,}" if is_small(n, k) else f"{n:,}"
+
+
+def rounded(n: int) -> int:
+    """The count to its two leading digits: who knows all of a table but one row cannot tell whether that is in it."""
+    return int(float(f"{n:.1e}"))
 
 
 def recall_name(kind: str, factor: float) -> str:

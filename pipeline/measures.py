@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int8, Int64, UInt8
 
 from pipeline.config import Evaluate
-from pipeline.estimate import Estimate, is_small, recall_name
+from pipeline.estimate import Estimate, is_small, recall_name, too_small
 from pipeline.privacy import membership as tests
 from pipeline.privacy import risk, rules
 from pipeline.records import Records, Synthetic
@@ -35,8 +35,8 @@ SIZES = ((1, "1"), (3, "2-3"), (12, "4-12"), (29, "13-29"), (np.inf, "30+"))
 IMAGES_PER_PROMPT = 4
 NO_FINDING = "none"
 PLANTED = "planted-"
-DISTANCE = "distance"
-"""Column of `gaps`: from a film to the nearest few kept images."""
+DISTANCE, STUDENT_DISTANCE = "distance", "student_distance"
+"""Columns of `gaps`: from a film to the nearest few kept images, and to the nearest few of the student's."""
 EXACT_COPY, NEAR_COPY = f"{PLANTED}exact-", f"{PLANTED}near-"
 """What the names of planted copies begin with."""
 STRICT_PERCENTILE = 99.0
@@ -142,13 +142,13 @@ def _by_images(scores: Risk) -> Metrics:
     patients = dict(zip(scores.train["row_id"].to_pylist(), scores.train["patient_id"].to_pylist(), strict=True))
     sizes = Counter(patients.values())
     band_of = {patient: next(name for largest, name in SIZES if n <= largest) for patient, n in sizes.items()}
-    n_patients = Counter(band_of.values())
+    hidden = too_small(Counter(band_of.values()), scores.k)
     threshold = _limit(scores, "reid_score")
     found: Metrics = {}
     for subject, table in (("teacher", scores.teacher), ("student_private_prompts", scores.student_private)):
         bands = [band_of[patients[row_id]] for row_id in table["prompt_row_id"].to_pylist()]
         ratios = risk.ratio_by_group(risk.flagged(_values(table, "reid_score"), threshold), bands)
-        told = (name for _, name in SIZES if name in ratios and n_patients[name] >= scores.k)
+        told = (name for _, name in SIZES if name in ratios and name not in hidden)
         found |= {f"privacy/{subject}/reid_ratio_images_{name}": ratios[name] for name in told}
     return found
 
@@ -243,22 +243,39 @@ def membership(attacks: Mapping[str, pa.Table], origin: Origin) -> Metrics:
         table, name = attacks[f"membership_{subject}"], f"privacy/{subject}/membership"
         found |= _told_apart(table, "loss", name, origin)
         found[f"{name}_null_auc"] = _auc(table, "loss", "control", "stranger", origin)
-    ways = (("filter_network", "gap"), ("auditor", "gap_audit"), (DISTANCE, "nearness"))
-    for network, of_network in (way for way in ways if way[0] in attacks["gaps"].column_names):
-        table, name = attacks["gaps"], f"privacy/filtered/{of_network}"
-        found |= _told_apart(table, network, name, origin)
+    ways = {
+        "filter_network": "filtered/gap",
+        "auditor": "filtered/gap_audit",
+        DISTANCE: "filtered/nearness",
+        STUDENT_DISTANCE: "student/nearness",
+    }
+    for column in [column for column in ways if column in attacks["gaps"].column_names]:
+        table, name = attacks["gaps"], f"privacy/{ways[column]}"
+        found |= _told_apart(table, column, name, origin)
         # Control patients are the decoys, if there are any: a gap around one looks like a gap around a member.
-        found[f"{name}_control_auc"] = _auc(table, network, "control", "stranger", origin)
-        found[f"{name}_among_control_auc"] = _auc(table, network, "member", "control", origin)
+        found[f"{name}_control_auc"] = _auc(table, column, "control", "stranger", origin)
+        found[f"{name}_among_control_auc"] = _auc(table, column, "member", "control", origin)
     return found
 
 
+def is_membership(key: str) -> bool:
+    """Whether a metric says how well members are told from strangers."""
+    return key.startswith("privacy/") and any(way in key for way in ("membership", "/gap", "/nearness"))
+
+
 def _told_apart(table: pa.Table, column: str, name: str, origin: Origin) -> Metrics:
-    """A member's value is the lower one: a smaller loss, no kept image near, or a smaller distance to several."""
-    compared = _compared(table, column, "member", "stranger")
-    attack = tests.true_positive_rate(*compared, generator=numpy_generator(origin, name, "halves"))
+    """A member's value is the lower one: a smaller loss, no kept image near, or a smaller distance to several.
+
+    Where it is the higher one, an attacker who has members of his own sees that: both figures read it that way then.
+    """
+    members, strangers, *strata = _compared(table, column, "member", "stranger")
+    auc = tests.membership_auc(members, strangers, strata[0], strata[1], origin)
+    sign = -1 if auc.value < tests.CHANCE else 1
+    attack = tests.true_positive_rate(
+        sign * members, sign * strangers, strata[0], strata[1], generator=numpy_generator(origin, name, "halves")
+    )
     return {
-        f"{name}_auc": _auc(table, column, "member", "stranger", origin),
+        f"{name}_auc": tests.folded(auc),
         f"{name}_tpr": attack.true_positive_rate,
         f"{name}_fpr": attack.false_positive_rate,
     }

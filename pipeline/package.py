@@ -36,7 +36,7 @@ from PIL import Image
 
 from pipeline import images
 from pipeline.config import Recipe, canonical
-from pipeline.estimate import Estimate, fewer_than, is_small, recalls
+from pipeline.estimate import Estimate, fewer_than, recalls
 from pipeline.generators import folder as pipeline_folder
 from pipeline.privacy.gate import Verdict
 from pipeline.records import label_matrix
@@ -181,20 +181,6 @@ def worst(metrics: Mapping[str, Estimate], network: str) -> str:
     return f"{_text(kinds[kind], '{:.1%}')} ({kind.replace('_', ' ')})"
 
 
-def told_levels(levels: Mapping[str, int], k: int) -> dict[str, int]:
-    """Records by level of detail, levels of fewer than k records in one with the next smallest, as their number could
-    be told from the sum.
-    """
-    ranked = sorted((name for name, n in levels.items() if n), key=lambda name: levels[name])
-    merged: list[str] = []
-    while ranked and (is_small(levels[ranked[0]], k) or 0 < sum(levels[name] for name in merged) < k):
-        merged.append(ranked.pop(0))
-    if not merged:
-        return dict(levels)
-    kept = {name: n for name, n in levels.items() if name not in merged}
-    return kept | {"one of: " + "; ".join(sorted(merged)): sum(levels[name] for name in merged)}
-
-
 def figure(metrics: Mapping[str, Estimate], key: str) -> str:
     """Any metric, whatever its unit: `12.34 [10.2, 15], n 900`."""
     return _text(metrics.get(key), "{:.4g}")
@@ -267,7 +253,7 @@ def _said(contents: Contents, released: pa.Table, columns: Sequence[str]) -> dic
         "n_kept": len(contents.kept),
         "n_released": len(released),
         "n_prompts": len(prompts),
-        "levels": told_levels(contents.facts["prompt_levels"], contents.facts["k_anonymity"]),
+        "levels": contents.facts["prompt_levels"],
         "examples": examples,
         "snippet": pipeline_folder.snippet("student", examples[0], recipe.student_sample, recipe.distill),
         # A ready-made text encoder's words come from elsewhere and are too many to list.

@@ -4,6 +4,9 @@ Each makes a table of scores, which `measures` reads; the attacks' stories stand
 run's secret, one a patient where people are compared. Axis letters: n images, h, w, c pixels.
 """
 
+# pyarrow.compute makes its functions at import, out of pyright's sight.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import math
@@ -11,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import torch
 from jaxtyping import Int64, UInt8
 
 from pipeline import config, fit, images, records
@@ -19,7 +24,7 @@ from pipeline.cohorts.splits import STRATA
 from pipeline.config import Recipe
 from pipeline.generators import autoencoder, losses, prompts
 from pipeline.generators.sampler import Sampler
-from pipeline.measures import DISTANCE, EXACT_COPY, NEAR_COPY
+from pipeline.measures import DISTANCE, EXACT_COPY, NEAR_COPY, STUDENT_DISTANCE
 from pipeline.privacy import matching, networks
 from pipeline.privacy.augment import CHANGES, changed_copies
 from pipeline.privacy.eigenfilms import EigenFilms
@@ -148,15 +153,21 @@ def _losses(
 
 
 def make_gaps(work: Work) -> Made:
-    """How near the closest kept image is to a film of each person, by both networks; how far the nearest few are.
+    """How near the closest kept image is to a film of each person, by both networks; how far the nearest few kept
+    images and images of the student are.
 
     A filter that drops whatever resembles a training film leaves gaps around those who were trained on. What a
     teacher draws lies nearer to its films than to strangers' all the same, in what no network was taught to look at:
     so the distance is that of places among eigenfilms of the attacker's own patients, if those are enough for any.
     """
     people, kept = _people(work), work.inputs["filter"].table("kept", ["image"])
+    of_student = work.inputs["evaluate/student_images"].table(
+        "rows", ["image"], pc.starts_with(pc.field("row_id"), "kept-")
+    )
     own = images.column(records.of_split(work.inputs["ingest"], "audit").images)
-    scores = fit.small(_gaps, work.recipe.score, work.inputs["score/gallery"], people["image"], kept["image"], own)
+    scores = fit.small(_gaps, work.recipe.score, work.inputs["score/gallery"], people["image"], kept["image"])
+    released = {DISTANCE: kept["image"], STUDENT_DISTANCE: of_student["image"]}
+    scores |= fit.small(_distances, people["image"], released, own)
     columns = people.select(["row_id", "part", "stratum"])
     for name, values in scores.items():
         columns = columns.append_column(name, pa.array(values, pa.float64()))
@@ -165,7 +176,7 @@ def make_gaps(work: Work) -> Made:
 
 
 def _gaps(
-    score: config.Score, gallery: Artifact, films: pa.ChunkedArray, kept: pa.ChunkedArray, own: pa.Array
+    score: config.Score, gallery: Artifact, films: pa.ChunkedArray, kept: pa.ChunkedArray
 ) -> dict[str, np.ndarray]:
     pixels, released = images.array(films), images.array(kept)
     names = [str(i) for i in range(len(released))]
@@ -176,12 +187,26 @@ def _gaps(
         there = matching.Gallery.of(model, released, names, names, score.batch_size)
         queries = networks.embeddings(model, pixels, score.batch_size)
         found[name] = matching.best_matches(model, queries, there, score.gallery_block).logit.double().numpy()
-    eigenfilms = EigenFilms.of(networks.standardised(images.to_torch(images.array(own))), EIGENFILMS)
-    if eigenfilms.n_components:
-        first, second = (eigenfilms(networks.standardised(images.to_torch(some))) for some in (pixels, released))
-        cosines = first.double() @ second.double().T
-        found[DISTANCE] = 1 - cosines.topk(min(NEAREST, len(released)), 1).values.mean(1).numpy()
     return found
+
+
+def _distances(
+    films: pa.ChunkedArray, released: Mapping[str, pa.ChunkedArray], own: pa.Array
+) -> dict[str, np.ndarray]:
+    """Mean distance of each film to the nearest few of each released set; empty if own films allow no eigenfilms."""
+    eigenfilms = EigenFilms.of(_standardised(own), EIGENFILMS)
+    if not eigenfilms.n_components:
+        return {}
+    places = eigenfilms(_standardised(films)).double()
+    found = {}
+    for name, pictures in released.items():
+        cosines = places @ eigenfilms(_standardised(pictures)).double().T
+        found[name] = 1 - cosines.topk(min(NEAREST, len(pictures)), 1).values.mean(1).numpy()
+    return found
+
+
+def _standardised(column: pa.ChunkedArray | pa.Array) -> torch.Tensor:
+    return networks.standardised(images.to_torch(images.array(column)))
 
 
 def _people(work: Work) -> pa.Table:

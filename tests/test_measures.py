@@ -200,6 +200,20 @@ def test_a_figure_about_fewer_than_k_patients_is_not_told_by_number_of_images() 
     assert not [key for key in found if "ratio_images" in key]
 
 
+def test_the_band_of_few_patients_cannot_be_had_by_subtraction() -> None:
+    bands = {"a": 1, "b": 1, "c": 1, "d": 3, "e": 3, "f": 3, "heavy": 30}
+    names = [f"{patient}{i}" for patient, n in bands.items() for i in range(n)]
+    train = pa.table({"row_id": names, "patient_id": [name[:-1].rstrip("0123456789") for name in names]})
+    assert set(train["patient_id"].to_pylist()) == set(bands)
+    teacher = scored([0.1] * len(names), [0.1] * len(names), prompt_row_id=names, nearest=names)
+    private = scored([0.1], [0.1], prompt_row_id=names[:1])
+    shown = {"control": np.zeros((4, 2)), "teacher": np.zeros((len(names), 2)), "student": np.zeros((5, 2))}
+    given = scores(teacher=teacher, train=train, student_private=private, shown=shown, k=2)
+    found = measures.privacy(given, None)
+    told = {key for key in found if key.startswith("privacy/teacher/reid_ratio_images")}
+    assert len(told) == 1  # neither the one of 30 films, nor a band without which it could be told
+
+
 def test_the_control_threshold_is_a_score_that_occurs_and_rounded_up() -> None:
     control = np.array([0.5, 0.1, 0.4, 0.2, 0.3])
     assert [control_threshold(control, p).value for p in (50.0, 75.0, 76.0, 95.0)] == [0.3, 0.4, 0.5, 0.5]
@@ -267,16 +281,18 @@ def test_membership_is_the_chance_that_a_members_loss_is_lower_with_strangers_ag
     attacks = {
         "membership_teacher": people(low, high, high, "loss"),  # every member is found
         "membership_student": people(mixed, mixed, mixed, "loss"),  # nobody is
-        "gaps": people(low, high, low, "filter_network", "auditor", "distance"),  # the control patients are decoys
+        # the control patients are decoys
+        "gaps": people(low, high, low, "filter_network", "auditor", "distance", "student_distance"),
     }
     found = measures.membership(attacks, b"s" * 32)
     value = {key.removeprefix("privacy/"): estimate.value for key, estimate in found.items()}
     assert value["teacher/membership_auc"] == 1 and value["teacher/membership_tpr"] == 1
     assert value["teacher/membership_null_auc"] == value["student/membership_auc"] == pytest.approx(0.5)
     assert found["privacy/student/membership_auc"].low == 0.5
-    for network in ("gap", "gap_audit", "nearness"):
-        assert value[f"filtered/{network}_auc"] == value[f"filtered/{network}_control_auc"] == 1
-        assert value[f"filtered/{network}_among_control_auc"] == pytest.approx(0.5)
+    for attack in ("filtered/gap", "filtered/gap_audit", "filtered/nearness", "student/nearness"):
+        assert value[f"{attack}_auc"] == value[f"{attack}_control_auc"] == 1
+        assert value[f"{attack}_among_control_auc"] == pytest.approx(0.5)
+    assert all(map(measures.is_membership, found)) and not measures.is_membership("privacy/control/reid_ratio")
     assert found["privacy/teacher/membership_auc"].n == 120
 
 
@@ -286,6 +302,7 @@ def test_an_attack_that_reads_its_score_the_wrong_way_round_is_as_good() -> None
     attacks = dict.fromkeys(("membership_teacher", "membership_student", "gaps"), backwards)
     found = measures.membership(attacks, 0)
     assert found["privacy/student/membership_auc"].value == found["privacy/filtered/gap_auc"].value == 1
+    assert found["privacy/student/membership_tpr"].value == found["privacy/filtered/gap_tpr"].value == 1
 
 
 def of_people(labels: Sequence[Sequence[int]], patients: Sequence[int], images: np.ndarray | None = None) -> Records:

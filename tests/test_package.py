@@ -309,24 +309,10 @@ def test_decoys_are_told_of_only_where_there_were_some(student: Path, released: 
 def test_no_card_tells_how_many_where_fewer_than_k_are_meant(student: Path, tmp_path: Path) -> None:
     facts = contents(student).facts | {
         "kept_by_class": {name: [3, 2] for name in FINDINGS},
-        "prompt_levels": {"unchanged": 1021, "no age": 3, "findings alone": 1, "no view": 40},
     }
     package.write(tmp_path / "package", contents(student, facts=facts))
     card = text_of(tmp_path / "package" / "dataset" / "README.md")
     assert "| Pleural Effusion | fewer than 5 | fewer than 5 |" in card
-    assert "| unchanged | 1,021 |" in card
-    assert "| one of: findings alone; no age; no view | 44 |" in card
-
-
-@given(st.dictionaries(st.text(min_size=1, max_size=5), st.integers(0, 30), max_size=8), st.integers(1, 9))
-def test_levels_that_few_records_have_are_told_together_with_others_and_the_sum_stays(
-    levels: dict[str, int], k: int
-) -> None:
-    told = package.told_levels(levels, k)
-    assert sum(told.values()) == sum(levels.values())
-    assert all(n == 0 or n >= k for n in told.values()) or 0 < sum(levels.values()) < k
-    if all(n == 0 or n >= k for n in levels.values()):
-        assert told == levels
 
 
 def test_the_worst_kind_of_change_is_named_and_other_strengths_do_not_count() -> None:

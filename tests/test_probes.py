@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from pipeline import config, images, measures, probes
+from pipeline import config, images, probes
 from pipeline.artifact import Artifact, Key, Store
 from pipeline.config import Recipe
 from pipeline.privacy.augment import CHANGES
@@ -122,9 +122,10 @@ def test_a_gap_is_seen_where_no_kept_image_is_near_a_film_and_not_where_a_copy_w
     kept = np.concatenate([people[:3], films(5, seed=1)])
     columns = [pa.chunked_array([images.column(some)]) for some in (people, kept)]
     others = np.concatenate([films(16, seed=seed) for seed in range(2, 8)])
-    found = probes._gaps(RECIPE.score, gallery, *columns, images.column(others))
-    distance = found.pop(measures.DISTANCE)
+    found = probes._gaps(RECIPE.score, gallery, *columns)
+    distance = probes._distances(columns[0], {"set": columns[1]}, images.column(others))["set"]
     assert distance[:3].max() < distance[3:].min()
+    assert probes._distances(columns[0], {"set": columns[1]}, images.column(others[:20])) == {}
     assert found.keys() == set(NETWORKS)
     for logits in found.values():
         assert logits[:3] == pytest.approx([4.0] * 3, abs=1e-3)  # what an untrained network gives the same film

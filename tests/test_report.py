@@ -18,6 +18,7 @@ from pipeline.cohorts import phantom
 from pipeline.estimate import Estimate
 from pipeline.privacy.gate import FAIL, PASS, UNSURE, Verdict
 from pipeline.privacy.risk import difference, wilson
+from pipeline.steps.report import _for_the_public
 
 THRESHOLD = 0.93
 
@@ -141,7 +142,12 @@ def _metrics(n: int) -> dict[str, Estimate]:
                 found[f"privacy/{network}/recall_{kind}_x{factor}"] = wilson(n_found - n_less, 400)
         found[f"privacy/{network}/planted_exact"] = wilson(100, 100)
         found[f"privacy/{network}/planted_near"] = wilson(97, 100)
-    for attack, auc in (("student/membership", 0.56), ("teacher/membership", 0.83), ("filtered/gap", 0.58)):
+    for attack, auc in (
+        ("student/membership", 0.56),
+        ("teacher/membership", 0.83),
+        ("filtered/gap", 0.58),
+        ("student/nearness", 0.54),
+    ):
         found[f"privacy/{attack}_auc"] = Estimate(auc, auc - 0.03, auc + 0.03, 760)
     found["privacy/student/membership_null_auc"] = Estimate(0.51, 0.5, 0.54, 600)
     found["privacy/filtered/gap_among_control_auc"] = Estimate(0.523, 0.5, 0.56, 700)
@@ -192,7 +198,7 @@ def test_a_blocked_release_is_named_with_its_reasons() -> None:
 
 def test_the_first_screen_tells_the_best_attack_on_members() -> None:
     text = text_of(report.render(example()))
-    assert re.search(r"Can members be told\? 0\.58 AUC of the best of three attackers", text)
+    assert re.search(r"Can members be told\? 0\.58 AUC of the best of 3 attackers", text)
     assert "By the student’s loss 0.56 [0.53, 0.59]" in text
     unmeasured = dataclasses.replace(example(), metrics={})
     assert "Can members be told? 0" not in text_of(report.render(unmeasured))
@@ -217,6 +223,16 @@ def test_recall_is_told_by_kind_and_strength_by_both_networks() -> None:
     assert report.recall_rows(one_network, {})["blur"][1.0][2] is None
     page = text_of(report.render(dataclasses.replace(example(), strengths={"blur": 0.015})))
     assert "Planted exact copies found" in page and "zoom in" in page and "0.0225" in page
+
+
+def test_the_public_edition_rounds_what_it_tells_of_the_private_table_and_hides_small_counts() -> None:
+    drops = [report.Drop("ingest: images", "over the cap", 5_462, 20_958), report.Drop("ingest: images", "broken", 2)]
+    drops.append(report.Drop("filter", "over the threshold", 2_701, 4_500))
+    steps = [report.StepRow(word, "", 15_496, 1.0, False, "") for word in ("ingest", "sample")]
+    told = _for_the_public(dataclasses.replace(example(), dropped=drops, steps=steps), k=5)
+    assert [(drop.n, drop.of) for drop in told.dropped] == [(5_500, 21_000), (2_701, 4_500), (1, None)]
+    assert "(rounded)" in told.dropped[0].stage and "fewer than 5" in told.dropped[2].reason
+    assert [step.rows for step in told.steps] == [15_000, 15_496]
 
 
 def test_a_small_control_is_called_not_enough_evidence_next_to_its_figure() -> None:

@@ -28,6 +28,9 @@ FEWEST_LEVELS = 32
 LEVEL_FRAC = 1e-4
 """A grey that fewer pixels have is noise or writing."""
 DARK_PERCENTILE_99 = 64
+FAR_ABOVE, FEW_FRAC = 8, 0.1
+"""Images that reach no more than an eighth of another's largest value may be dark if they are few; else they have
+another depth, or the other one has writing in it. An image that is black all over says nothing."""
 
 
 class Greys(NamedTuple):
@@ -42,11 +45,20 @@ class Greys(NamedTuple):
     """What to tell the user; none if all images that were looked at have 8 bits."""
 
 
+class _Seen(NamedTuple):
+    """The values of an image."""
+
+    source: str
+    smallest: int
+    largest: int
+
+
 @functools.lru_cache(maxsize=1)  # asked before the run and in it, and images from a detector are slow to read
 def greys(root: Path, sources: tuple[str, ...], declared: GreyRange | None) -> Greys:
     """What the headers of up to 512 images say and, if no range is declared, what values the deep ones have.
 
-    Raises: CohortError if values below zero or above 16 bits need a range that is not declared.
+    Raises: CohortError if no range is declared where values lie below zero or above 16 bits, or where images seem to
+    have several depths.
     """
     headers = _headers(root, evenly(sources, MOST_IMAGES))
     deep = [source for source, found in headers.items() if found.is_deep]
@@ -59,10 +71,12 @@ def greys(root: Path, sources: tuple[str, ...], declared: GreyRange | None) -> G
     if grey_range is None:
         n_pixels = sum(headers[source].n_pixels for source in deep)
         n_most = max(1, len(deep) * MOST_PIXELS // max(MOST_PIXELS, n_pixels))
-        facts |= _observed(root, evenly(deep, n_most))
-        if "smallest" not in facts:  # all of them are broken, and rejected as such
+        seen = _observed(root, evenly(deep, n_most))
+        if not seen:  # all of them are broken, and rejected as such
             return Greys(None, is_deep, facts | {"range": None}, None)
-        grey_range = (0, 2 ** _fewest_bits(facts["smallest"], facts["largest"], facts["observed_on"]) - 1)
+        grey_range = _range(seen)
+        ends = {"smallest": min(image.smallest for image in seen), "largest": max(image.largest for image in seen)}
+        facts |= {"observed_on": len(seen)} | ends
     facts["range"] = list(grey_range)
     return Greys(grey_range, is_deep, facts, _line(facts, declared))
 
@@ -115,27 +129,38 @@ def _headers(root: Path, sources: Sequence[str]) -> dict[str, Header]:
     return found
 
 
-def _observed(root: Path, sources: Sequence[str]) -> dict[str, int]:
-    """Smallest and largest value, and of how many images; empty if none can be read."""
+def _observed(root: Path, sources: Sequence[str]) -> list[_Seen]:
+    """What values the images have, without those that cannot be read."""
     seen = []
     for source in sources:
         try:
-            seen.append(extremes(root / source))
+            seen.append(_Seen(source, *extremes(root / source)))
         except ImageError:
             continue
-    if not seen:
-        return {}
-    smallest, largest = zip(*seen, strict=True)
-    return {"observed_on": len(seen), "smallest": min(smallest), "largest": max(largest)}
+    return seen
 
 
-def _fewest_bits(smallest: int, largest: int, n: int) -> int:
-    if smallest < 0 or largest >= 2 ** DEPTHS_BIT[-1]:
+def _range(seen: Sequence[_Seen]) -> GreyRange:
+    """Black and white of the fewest bits that hold all values, unless that would be a guess."""
+    smallest, highest = min(image.smallest for image in seen), max(seen, key=lambda image: image.largest)
+    want = "ingest.grey_range: want the values of black and white for images"
+    if smallest < 0 or highest.largest >= 2 ** DEPTHS_BIT[-1]:
         raise CohortError(
-            f"ingest.grey_range: want the values of black and white for images with values from {smallest} to "
-            f"{largest} ({n} looked at), got none — give both as the scanner defines them, such as [-1024, 3071]"
+            f"{want} with values from {smallest} to {highest.largest} ({len(seen)} looked at), got none — give both "
+            "as the scanner defines them, such as [-1024, 3071]"
         )
-    return next(bits for bits in DEPTHS_BIT if largest < 2**bits)
+    far_below = [image.largest for image in seen if 0 < FAR_ABOVE * image.largest <= highest.largest]
+    if len(far_below) >= FEW_FRAC * len(seen):
+        raise CohortError(
+            f"{want} of which {len(far_below)} of {len(seen)} looked at have no value over {max(far_below)}, but "
+            f"{highest.source} reaches {highest.largest}, got none — bring all to one depth; or give what holds for "
+            f"the many, such as [0, {_white(max(far_below))}], and what lies outside will be rejected"
+        )
+    return 0, _white(highest.largest)
+
+
+def _white(largest: int) -> int:
+    return next(2**bits for bits in DEPTHS_BIT if largest < 2**bits) - 1
 
 
 def _unused(declared: GreyRange | None, facts: Mapping[str, Any]) -> str | None:

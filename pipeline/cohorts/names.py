@@ -109,10 +109,14 @@ _WRAPPED = re.compile(
     r"(?P<long>^[^\n]{60,}[^.:;\n])\n[ \t]*(?=\S)|(?P<open>(?:\b(?:by|to|with|from|and|dr\.?|per)|:))[ \t]*\n\s*",
     re.I | re.M,
 )
+_WITH = re.compile(r"\bw/(?!o\b)\s*", re.IGNORECASE)
 _TOKEN = re.compile(r"[^\W_]+(?:[.'’-][^\W_]+)*")
 _MID_CAPITAL = re.compile(
-    r"(?:(?<=[^\W\d_A-Z.:;!?][ ,)])|(?<=[,)] )|(?<=[ (][A-Z]\. ))([^\W\d_a-zß-öø-ÿ][\w'’-]*[^\W\d_A-Z][\w'’-]*)"
+    r"(?:(?<=[^\W_A-Z.:;!?][ ,)])|(?<=[^\W_A-Z.:;!?] \()|(?<=[,)] )|(?<=[ (][A-Z]\. ))"
+    r"([^\W\d_a-zß-öø-ÿ][\w'’-]*[^\W\d_A-Z][\w'’-]*)"
 )
+_DONE_BY = re.compile(rf"\b(?:{'|'.join(sorted(words.DONE))})\s+by\b", re.IGNORECASE)
+_CLAUSE_END = re.compile(r"[.;:()\n\[\]/]")
 _JOINT = re.compile(r"[ \t]*\.?[ \t]*,?[ \t]*\Z|[ \t]*-[ \t]*\Z")
 _SAME_CLAUSE = re.compile(r"[ \t,]+\Z")
 
@@ -168,6 +172,7 @@ def is_about_staff(header: str) -> bool:
 def _unwrapped(text: str) -> str:
     """The text in lines as they were dictated, all in small letters if it is in capitals."""
     text = unicodedata.normalize("NFC", text)
+    text = _WITH.sub("with ", text)
     if "\n" in text:
         text = _WRAPPED.sub(lambda match: f"{match['long'] or match['open']} ", text)
     return text if _has_both_cases(text) else text.lower()
@@ -419,9 +424,7 @@ def _listed(kind: str) -> set[str]:
     names: set[str] = set()
     for place in (*words.LOCALES, *words.MORE_LOCALES):
         provider = importlib.import_module(f"faker.providers.person.{place}").Provider
-        listed = (
-            name for listing in dir(provider) if listing.startswith(kind) for name in getattr(provider, listing)
-        )
+        listed = (name for listing in dir(provider) if kind in listing for name in getattr(provider, listing))
         min_letters = 1 if place in words.LOCALES else 5
         last_words = (name.split()[-1] for name in listed if isinstance(name, str) and name)  # `de Vries`
         names |= {name.lower() for name in last_words if len(name) >= min_letters}
@@ -481,7 +484,7 @@ def _never_small(word: str, known: Known) -> bool:
 
 def _without_names(text: str, known: Known, suspects: frozenset[str], removed: Counter[str]) -> str:
     """The text without names that stand there with no cue, title or degree."""
-    if suspects.isdisjoint(map(_word, _TOKEN.findall(text))):
+    if suspects.isdisjoint(map(_word, _TOKEN.findall(text))) and not _DONE_BY.search(text):
         return text
     tokens = _tokens(text)
     mixed = _has_both_cases(text)
@@ -516,7 +519,7 @@ def _is_name(text: str, tokens: list[_Token], i: int, known: Known, mixed: bool,
         )
     if token.word in known.staff or any(part in known.staff for part in _parts(token.word)):
         return True
-    given, family, _ = lists()
+    given, family, words_too = lists()
     capital = token.text[0].isupper()
     if mixed and _is_abbreviation(token):
         return False
@@ -530,8 +533,18 @@ def _is_name(text: str, tokens: list[_Token], i: int, known: Known, mixed: bool,
             return True
         if before.word in {"by", "per", "with"} and token.word not in words.FUNCTION:
             return True
+    if any(part in family for part in _parts(token.word)) and not a_word and _is_alone(text, tokens, i):
+        return True
+    rare = known.after_given[token.word] * 2 >= known.uses[token.word] and token.word not in words.FUNCTION
     if before is None:
-        return False
+        in_brackets = text[max(token.start - 1, 0) : token.start] == "("
+        return (
+            in_brackets and by_capital and capital and _never_small(token.word, known) and not _is_acronym(token.text)
+        )
+    if before.word == "with" and text[token.end : token.end + 1] == ":":
+        return rare
+    if before.word == "by" and i > 1 and tokens[i - 2].word in words.DONE:  # `noted by brown`
+        return rare or token.word in family or token.word in words_too
     if (
         len(before.word) == 1
         and i > 1
@@ -550,6 +563,17 @@ def _is_name(text: str, tokens: list[_Token], i: int, known: Known, mixed: bool,
     cued = before.word in words.TAKERS or (len(before.word) == 1 and "." in text[before.end : token.start])
     pair = i + 1 < len(tokens) and _joined(text, token, tokens[i + 1]) and tokens[i + 1].word in family
     return cued and (token.word in family or pair) and known.after_given[token.word] * 2 >= known.uses[token.word]
+
+
+def _is_alone(text: str, tokens: list[_Token], i: int) -> bool:
+    """Whether the word is all that stands between two ends of clauses, as in `(Tremblay)` or `; de Vries.`"""
+    first = i
+    while first and tokens[first - 1].word in words.PARTICLES:
+        first -= 1
+    left = text[tokens[first - 1].end if first else 0 : tokens[first].start]
+    right = text[tokens[i].end : tokens[i + 1].start if i + 1 < len(tokens) else len(text)]
+    begins = first == 0 or tokens[first - 1].word == "with" or _CLAUSE_END.search(left)
+    return bool(begins and (i + 1 == len(tokens) or _CLAUSE_END.search(right)))
 
 
 def _is_number_like(word: str) -> bool:

@@ -145,6 +145,12 @@ STRONG_PARTICLES = _words("van von der den del della dos ten ter bin ibn zu zum 
 
 TAKERS = _words("by per of for with to from von por par mit con avec via")
 
+DONE = _words("""
+    noted seen described mentioned documented measured ordered requested referred performed placed inserted removed
+    obtained compared prior previous questioned suggested raised submitted provided
+    """)
+"""After these and `by` a word that is a family name too is one."""
+
 DEGREES = _words("""
     md m.d rn r.n phd ph.d np n.p crnp aprn arnp pa-c rpa-c frcr frcpc frcp franzcr facr fccp mbbs mbchb mbbch
     mrcp do d.o dnp lpn bsn msn mph dabr ffrrcsi esq r.t.r msc

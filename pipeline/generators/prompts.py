@@ -35,6 +35,8 @@ class Shared(NamedTuple):
     """Labels that go with them; a finding that was given up is absent, and so is the one that was unknown."""
     levels: dict[str, int]
     """How many records are told in how much detail; the most detailed level comes first."""
+    level_patients: dict[str, int]
+    """How many patients these records are of."""
 
 
 class _Detail(NamedTuple):
@@ -103,7 +105,7 @@ def recompose(records: pa.Table, findings: Sequence[str], prompt: config.Prompt,
     phrases, order = _shared_phrases(rows, findings, k), _commonest_first(rows, len(findings))
     told: list[tuple[str, tuple[int, ...]] | None] = [None] * len(rows)
     sharing: dict[tuple[str, tuple[int, ...]], set[str]] = defaultdict(set)
-    levels: dict[str, int] = {}
+    levels: dict[str, list[int]] = defaultdict(list)
     left = list(range(len(rows)))
     for level, detail in _levels(prompt, len(findings)):
         offered = {i: _told(detail, rows[i], phrases[i], findings, order) for i in left}
@@ -114,12 +116,17 @@ def recompose(records: pa.Table, findings: Sequence[str], prompt: config.Prompt,
         for i in done:
             told[i] = offered[i]
             sharing[offered[i]].add(rows[i]["patient_id"])
-        levels[level] = levels.get(level, 0) + len(done)
+        levels[level] += done
         left = [i for i in left if told[i] is None]
-    levels[WITHHELD] = len(left)
+    levels[WITHHELD] = left
     labels = [pair[1] if pair else (0,) * len(findings) for pair in told]
     matrix = np.array(labels, np.int8).reshape(len(rows), len(findings))
-    return Shared([pair[0] if pair else None for pair in told], matrix, {name: n for name, n in levels.items() if n})
+    return Shared(
+        [pair[0] if pair else None for pair in told],
+        matrix,
+        {level: len(some) for level, some in levels.items() if some},
+        {level: len({rows[i]["patient_id"] for i in some}) for level, some in levels.items() if some},
+    )
 
 
 def _levels(prompt: config.Prompt, n_findings: int) -> Iterator[tuple[str, _Detail | None]]:

@@ -105,8 +105,9 @@ def judge(evidence: Evidence, conditions: config.Gate, *, auc_floor: float, min_
 
 
 def cleared(verdicts: Iterable[Verdict]) -> bool:
-    """Whether the package may leave: every condition passes."""
-    return all(verdict.verdict == PASS for verdict in verdicts)
+    """Whether the package may leave: every condition passes, and there are some."""
+    found = [verdict.verdict for verdict in verdicts]
+    return bool(found) and set(found) == {PASS}
 
 
 def at_most(name: str, estimate: Estimate, limit: float, why: str) -> Verdict:
@@ -134,7 +135,7 @@ def planted(network: str, exact: Estimate, near: Estimate, limit: float) -> Verd
     """Passes if every exact copy that was planted among the judged images was flagged, and near ones as demanded."""
     name, why = f"planted copies found by the {network}", "a judge that overlooks these clears anything"
     verdict = at_least(name, near, limit, why)
-    if exact.n and exact.value < 1:
+    if exact.n and not exact.value >= 1:  # what is no number is no proof
         verdict = verdict._replace(verdict=FAIL, why=why)
     elif exact.n == 0 and verdict.verdict == PASS:
         verdict = verdict._replace(verdict=UNSURE, why="no exact copy was judged")

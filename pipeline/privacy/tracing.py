@@ -4,8 +4,10 @@
 the one that correlates best, and has the row; rows of one record stand together, so that images are grouped by
 patient, in the order of the hospital's table. *Order.* Whoever can compute in which order the kept rows were laid out
 reads the row off the position. *Split.* Whoever can compute the splits knows from a list of patients who was trained
-on. All three are as good as chance where the origin is a secret. Axis letters: n released images, m rows of the plan,
-c channels and y x positions of a latent, p of them.
+on. All three are as good as chance where the origin is a secret. *Content* needs no guess, but films: whoever has
+those of a whole hospital takes the one that a released image resembles most, and has a name, often the one whose
+record the image was asked for with. Axis letters: n released images, m rows of the plan, c channels and y x positions
+of a latent, p of them, f films of the hospital, k eigenfilms.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 
 from pipeline.estimate import Estimate
 from pipeline.privacy.risk import wilson
 
 BLOCK_ROWS = 512
+N_SUREST = 30
 
 
 class Traced(NamedTuple):
@@ -32,6 +35,17 @@ class Traced(NamedTuple):
     """Mean correlation of an image with the noise of its own row under the guess, over channels, without sign."""
     n_rows: int
     """Rows that were to choose from."""
+
+
+class Recognised(NamedTuple):
+    """What an attack by content came to."""
+
+    first: Estimate
+    """Share of images whose most alike film is of the patient whose record they were asked for with."""
+    surest: Estimate
+    """The same among the images that are most alike to any film."""
+    by_chance: Estimate
+    """The same as `first` with the patients dealt anew: popular films are right now and then."""
 
 
 def traced(latents: Float[np.ndarray, "n c y x"], seeds: Sequence[int], truth: Int64[np.ndarray, " n"]) -> Traced:
@@ -58,6 +72,22 @@ def traced(latents: Float[np.ndarray, "n c y x"], seeds: Sequence[int], truth: I
         own[here] = correlations[here, truth[here] - start]
     hits = top == truth
     return Traced(wilson(int(hits.sum()), len(hits)), float(own.mean()), len(seeds))
+
+
+def recognised(
+    images: Float[np.ndarray, "n k"],
+    films: Float[np.ndarray, "f k"],
+    film_patients: Shaped[np.ndarray, " f"],
+    truth: Shaped[np.ndarray, " n"],
+    generator: np.random.Generator,
+) -> Recognised:
+    """Whose film each image resembles most, by the angle between them; rows have length 1."""
+    cosines = [block @ films.T for block in np.array_split(images, max(1, len(images) // BLOCK_ROWS))]
+    nearest = film_patients[np.concatenate([block.argmax(1) for block in cosines])]
+    surest = np.argsort(-np.concatenate([block.max(1) for block in cosines]))[:N_SUREST]
+    hits = nearest == truth
+    dealt = nearest == generator.permutation(truth)
+    return Recognised(*(wilson(int(some.sum()), len(some)) for some in (hits, hits[surest], dealt)))
 
 
 def order_agreement(guess: Int64[np.ndarray, " n"], truth: Int64[np.ndarray, " n"]) -> Estimate:

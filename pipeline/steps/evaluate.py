@@ -32,7 +32,7 @@ from pipeline.task import Made, Task, Work, rounds_of
 from pipeline.utility import classifier
 from pipeline.workers import NETWORKS, sample_plan, score_rows
 
-VERSION = 4
+VERSION = 5
 METRICS_VERSION = 5
 JUDGE, ENCODER = "classifier", "encoder"
 """Folders of the classifier that judges, and of the encoder that features come from."""
@@ -125,9 +125,9 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
             "evaluate/gaps",
             probes.make_gaps,
             people,
-            ("ingest", "filter", "score/gallery"),
+            ("ingest", "filter", "score/gallery", "evaluate/student_images"),
             version=VERSION,
-            about="members by gaps in the kept set",
+            about="members by gaps and nearness",
         ),
         Task(
             "evaluate/student",

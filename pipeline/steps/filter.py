@@ -19,12 +19,13 @@ import pyarrow.compute as pc
 
 from pipeline import records
 from pipeline.config import Recipe, Sample
+from pipeline.estimate import too_small
 from pipeline.privacy import rules
 from pipeline.seeds import numpy_generator, row_seed
 from pipeline.tables import KEPT, SCORES
 from pipeline.task import Made, Task, Work, rounds_of
 
-VERSION = 4
+VERSION = 5
 
 
 class NothingKeptError(RuntimeError):
@@ -132,7 +133,7 @@ def make_kept(work: Work) -> Made:
     work.draft.write_table(table.append_column("image", records.image_column(pixels[order])), "kept")
     facts = {
         "findings": work.inputs["ingest"].facts["findings"],
-        "prompt_levels": work.inputs["ingest"].facts["prompt_levels"],
+        "prompt_levels": _told_levels(work.inputs["ingest"].facts, work.recipe.ingest.k_anonymity),
         "k_anonymity": work.recipe.ingest.k_anonymity,
         "guarantee": decided.facts["guarantee"],
         "threshold": decided.facts["threshold"],
@@ -144,6 +145,14 @@ def make_kept(work: Work) -> Made:
         "shortfall": decided.facts["shortfall"],
     }
     return Made(facts, len(table))
+
+
+def _told_levels(ingest: Mapping[str, Any], k: int) -> dict[str, int]:
+    """Training records by the detail of them that crosses; levels that too few patients have are one."""
+    levels: dict[str, int] = ingest["prompt_levels"]
+    merged = too_small(ingest["prompt_level_patients"], k)
+    told = {level: n for level, n in levels.items() if level not in merged}
+    return told | ({"one of: " + "; ".join(sorted(merged)): sum(levels[level] for level in merged)} if merged else {})
 
 
 def _of_all(plan: pa.Table, scores: pa.Table) -> pa.Table:

@@ -27,7 +27,7 @@ from pipeline.seeds import Origin, subkey
 from pipeline.tables import LABELS, RECORDS, REJECTS, with_images
 from pipeline.task import Made, Task, Work
 
-VERSION = 2
+VERSION = 3
 NO_LABELS = "no labels: utility and adherence to prompts are not measured"
 IDENTITIES = pa.schema([("row_id", pa.string()), ("patient", pa.string()), ("source", pa.string())])
 
@@ -54,7 +54,7 @@ def make(work: Work) -> Made:
     _require_pairs(kept)
     kept, removed = _with_prompts(kept, ingest, listing.findings)
     hashed = _hashed(kept, subkey(secret.of(work.recipe, work.draft.store), "patient"))
-    records, levels = _with_shared(_with_films(hashed, listing.rows), ingest, listing.findings)
+    records, shared = _with_shared(_with_films(hashed, listing.rows), ingest, listing.findings)
     records = records.select(RECORDS.names).cast(RECORDS)
     work.draft.write_table(records, "records")
     work.draft.write_table(rejects, "rejects")
@@ -68,7 +68,8 @@ def make(work: Work) -> Made:
         "grey": {**found.facts, **seen},
         "remarks": [*remarks, *_outside(rejects), *([] if listing.findings else [NO_LABELS])],
         "removed_text": removed,
-        "prompt_levels": levels,
+        "prompt_levels": shared.levels,
+        "prompt_level_patients": shared.level_patients,
         "images_by_split": {name: images_by_split[name] for name in SPLITS},
         "patients_by_split": {name: len(patients[name]) for name in SPLITS},
     }
@@ -290,8 +291,8 @@ def _with_films(listed: pa.Table, rows: pa.Table) -> pa.Table:
     )
 
 
-def _with_shared(hashed: pa.Table, ingest: Ingest, findings: tuple[str, ...]) -> tuple[pa.Table, dict[str, int]]:
-    """Add what may cross of each training row, `shared_prompt` and `shared_labels`; rows by level of detail."""
+def _with_shared(hashed: pa.Table, ingest: Ingest, findings: tuple[str, ...]) -> tuple[pa.Table, prompts.Shared]:
+    """Add what may cross of each training row: `shared_prompt` and `shared_labels`."""
     train = hashed.filter(pc.equal(hashed["split"], "train"))
     shared = prompts.recompose(train, findings, ingest.prompt, ingest.k_anonymity)
     told = dict(
@@ -300,4 +301,4 @@ def _with_shared(hashed: pa.Table, ingest: Ingest, findings: tuple[str, ...]) ->
     pairs = [told.get(row_id, (None, None)) for row_id in hashed["row_id"].to_pylist()]
     hashed = hashed.append_column("shared_prompt", pa.array([prompt for prompt, _ in pairs], pa.string()))
     labels = [None if prompt is None else labels for prompt, labels in pairs]
-    return hashed.append_column("shared_labels", pa.array(labels, LABELS)), shared.levels
+    return hashed.append_column("shared_labels", pa.array(labels, LABELS)), shared

@@ -104,6 +104,7 @@ def _evidence(
         "gaps in the kept set": "filtered/gap",
         "gaps in the kept set, another network": "filtered/gap_audit",
         "nearness to the kept set": "filtered/nearness",
+        "nearness to the student's images": "student/nearness",
     }
     return gate.Evidence(
         excess={name: of(f"{key}/audit_excess") for name, key in judged.items()},

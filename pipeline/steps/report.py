@@ -24,7 +24,7 @@ from jaxtyping import UInt8
 from pipeline import fit, images, records, scan
 from pipeline.artifact import Artifact
 from pipeline.config import Recipe
-from pipeline.estimate import Estimate, is_small
+from pipeline.estimate import Estimate, is_small, rounded
 from pipeline.folders import Folder
 from pipeline.privacy import matching, networks
 from pipeline.privacy.gate import Verdict
@@ -33,7 +33,7 @@ from pipeline.report import Drop, LedgerRow, Pair, Private, Report, StepRow, ren
 from pipeline.seeds import numpy_generator
 from pipeline.task import Made, Task, Work, rounds_of
 
-VERSION = 4
+VERSION = 5
 GRID_IMAGES = 24
 WORST_PAIRS = 12
 
@@ -71,7 +71,7 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
 
 def make(work: Work) -> Made:
     """Write the public edition; refuse if a secret is in it."""
-    report = _without_small_cells(_report(work), work.recipe.ingest.k_anonymity)
+    report = _for_the_public(_report(work), work.recipe.ingest.k_anonymity)
     (work.draft.folder / "report.html").write_text(render(report))
     shown = list(report.grids.values())
     found = fit.small(scan.scan_page, work.recipe, dict(work.inputs), Folder.of(work.draft.folder), shown)
@@ -80,14 +80,24 @@ def make(work: Work) -> Made:
     return Made({})
 
 
-def _without_small_cells(report: Report, k: int) -> Report:
-    """The report without counts of fewer than k rows, which may be about single patients."""
-    told = [drop for drop in report.dropped if not is_small(drop.n, k)]
+def _for_the_public(report: Report, k: int) -> Report:
+    """The report without counts of fewer than k rows, which may be about single patients, and with rounded counts of
+    the private table, which else tell of its last row whoever knows the others.
+    """
+    told = [_rounded(drop) for drop in report.dropped if not is_small(drop.n, k)]
     n_small = len(report.dropped) - len(told)
     if n_small:
         told.append(Drop("left out of the public edition", f"reasons with fewer than {k} rows each", n_small))
     by_class = {name: n for name, n in report.kept_by_class.items() if not any(is_small(count, k) for count in n)}
-    return dataclasses.replace(report, dropped=told, kept_by_class=by_class)
+    steps = [step._replace(rows=rounded(step.rows)) if step.word == "ingest" else step for step in report.steps]
+    return dataclasses.replace(report, dropped=told, kept_by_class=by_class, steps=steps)
+
+
+def _rounded(drop: Drop) -> Drop:
+    if not drop.stage.startswith("ingest"):
+        return drop
+    of = None if drop.of is None else rounded(drop.of)
+    return Drop(f"{drop.stage} (rounded)", drop.reason, rounded(drop.n), of)
 
 
 def make_custodian(work: Work) -> Made:

@@ -56,6 +56,22 @@ def test_values_outside_sixteen_bits_need_a_given_range(tmp_path: Path, values: 
     assert greys.greys(tmp_path, ("0000",), values).grey_range == values
 
 
+@pytest.mark.parametrize(("n_low", "n_high"), [(19, 1), (10, 10), (2, 18)])
+def test_images_of_several_depths_are_refused_unless_a_range_is_given(
+    tmp_path: Path, n_low: int, n_high: int
+) -> None:
+    files = [*[flat(4095)] * n_low, *[flat(65535)] * n_high]
+    with pytest.raises(
+        CohortError, match=rf"{n_low} of 20 looked at have no value over 4095, but 00\d\d reaches 65535"
+    ):
+        found(tmp_path, *files)
+    assert found(tmp_path, *files, declared=(0, 4095)).grey_range == (0, 4095)
+
+
+def test_a_few_dark_images_and_black_ones_are_no_other_depth(tmp_path: Path) -> None:
+    assert found(tmp_path, flat(100), *[flat(0)] * 9, *[flat(4095)] * 20).grey_range == (0, 4095)
+
+
 def test_a_cohort_of_eight_bits_has_no_range_and_no_line_unless_one_was_given(tmp_path: Path) -> None:
     seen = found(tmp_path, tiff(np.zeros((4, 4, 1), np.uint8)))
     assert seen.grey_range is seen.line is None and seen.facts["n_8bit"] == 1

@@ -128,6 +128,15 @@ WITHOUT_CUE = """
     Procedure done with F present.
     Second opinion from F pending.
 """
+LONELY = """
+    No change (S).
+    S
+    w/ S: stable film.
+    Small nodule noted by S on the prior.
+    Compared with the prior by S.
+    Tube placed by S at noon.
+    Stable; S.
+"""
 CASES: dict[str, Callable[[str], str]] = {"mixed": str, "upper": str.upper, "lower": str.lower}
 
 SENTENCES = """
@@ -292,8 +301,11 @@ def lost(case: str) -> tuple[list[str], int]:
         (WITHOUT_CUE, "mixed", 0.99),
         (WITHOUT_CUE, "upper", 0.88),  # no cue and no capital: only names on the lists are known
         (WITHOUT_CUE, "lower", 0.88),
+        (LONELY, "mixed", 0.9),  # a sentence that is nothing but a name on no list stays
+        (LONELY, "upper", 0.85),
+        (LONELY, "lower", 0.85),
     ],
-    ids=lambda value: {WITH_CUE: "with cue", WITHOUT_CUE: "without cue"}.get(value, str(value)),
+    ids=lambda value: {WITH_CUE: "with cue", WITHOUT_CUE: "without cue", LONELY: "alone"}.get(value, str(value)),
 )
 def test_names_of_staff_leave_nothing_behind(carriers, case, floor):
     names = planted(carriers, case)

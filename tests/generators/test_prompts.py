@@ -77,6 +77,8 @@ def test_a_prompt_that_k_patients_share_stays_and_others_lose_detail_until_they_
     assert told.labels.tolist() == [[0, 0]] * 10
     assert told.levels == {UNCHANGED: 3, "shared phrases only": 1, "no age": 3, NOTHING: 3}
     assert next(iter(told.levels)) == UNCHANGED
+    several = recompose(records(*crowd, *[crowd[0]] * 4), FINDINGS, ALL, k=3)
+    assert several.levels == {UNCHANGED: 7} and several.level_patients == {UNCHANGED: 3}
 
 
 def test_a_prompt_that_k_patients_share_with_other_labels_is_not_shared():

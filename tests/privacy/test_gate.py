@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from pipeline import config
@@ -141,6 +143,12 @@ def test_recall_is_that_of_the_kind_of_change_that_is_found_worst_and_says_which
 def test_a_kind_of_change_that_was_not_tried_is_the_worst_one() -> None:
     verdict = recall("auditor", {"blur": wilson(400, 400), "crop": wilson(0, 0)}, 0.9)
     assert (verdict.verdict, verdict.measured) == (UNSURE, "not measured")
+
+
+def test_nothing_judged_clears_nothing_and_what_is_no_number_is_no_proof() -> None:
+    assert not cleared(())
+    exact = Estimate(math.nan, 0, 1, 100)
+    assert planted("auditor", exact, Estimate(1, 0.97, 1, 100), 0.9).verdict == "fail"
 
 
 def test_a_judge_that_overlooks_one_exact_copy_fails_however_many_near_ones_it_finds() -> None:

@@ -141,10 +141,10 @@ def test_what_may_cross_is_told_of_training_rows_alone_and_of_none_that_too_few_
         "view": [None] * 4,
     }
     listed = pa.table(columns, schema=pa.schema([tables.RECORDS.field(name) for name in columns]))
-    shared, levels = ingest._with_shared(listed, SMALL, ("edema",))
+    shared, told = ingest._with_shared(listed, SMALL, ("edema",))
     assert shared["shared_prompt"].to_pylist() == ["60s, woman", "60s, woman", None, None]
     assert shared["shared_labels"].to_pylist() == [[0], [0], None, None]
-    assert levels == {"unchanged": 2, "withheld: fewer than k patients are left": 1}
+    assert told.levels == {"unchanged": 2, "withheld: fewer than k patients are left": 1}
 
 
 def test_the_films_of_a_patient_are_counted_in_the_cohorts_table_capped_and_rejected_ones_too() -> None:
