@@ -10,9 +10,13 @@ measured: who is told to be a member, how far the judges see, and what the gate 
 stderr. Reads `private/`: it is for the custodian.
 """
 
+# pyarrow.compute makes its functions at import, out of pyright's sight.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc  # pyright: ignore
+import pyarrow.compute as pc
 import torch
 from jaxtyping import UInt8
 from rich.console import Console
@@ -33,10 +37,11 @@ from pipeline.cohorts import splits
 from pipeline.config import Recipe, read
 from pipeline.estimate import Estimate, recalls
 from pipeline.generators import autoencoder, folder
-from pipeline.privacy import networks, tracing
+from pipeline.privacy import matching, networks, risk, tracing
 from pipeline.privacy.eigenfilms import EigenFilms
 from pipeline.scan import rows_below_k
 from pipeline.seeds import Origin, numpy_generator, row_seed
+from pipeline.workers import NETWORKS
 
 EIGENFILMS = 128
 MOST_FILMS = 20_000
@@ -82,6 +87,7 @@ def main(recipe: Recipe, store: Store, n_guesses: int = N_GUESSES) -> dict[str, 
         "attacks": attacks,
         "content": {name: found.as_dict() for name, found in _by_content(truth)._asdict().items()},
         "rows_below_k": rows_below_k(recipe, made, made["release/candidate"].local() / "package"),
+        "opinions": _by_opinions(truth),
         "membership": {key: value for key, value in metrics.items() if measures.is_membership(key)},
         "judges": {network: _worst(metrics, network) for network in ("filter_network", "auditor")},
         "verdicts": made["release"].facts["verdicts"],
@@ -152,6 +158,55 @@ def _by_content(truth: Truth) -> tracing.Recognised:
     )
 
 
+def _by_opinions(truth: Truth) -> dict[str, dict[str, dict[str, Any]]]:
+    """Re-identification ratios by what each network's features say alone and by what places say alone: the larger of
+    both, which is what the gate judges, has more false alarms, and might hide behind them.
+    """
+    gallery = truth.made["score/gallery"].local()
+    student = truth.made["evaluate/student_images"].table(
+        "rows", ["image"], pc.starts_with(pc.field("row_id"), "kept-")
+    )
+    unseen = {split: records.of_split(truth.made["ingest"], split) for split in ("control", "test")}
+    pixels = {split: films.images for split, films in unseen.items()}
+    pixels |= {"released": truth.released, "student": images.array(student["image"])}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in NETWORKS:
+        model, real = networks.load(gallery / name), matching.Gallery.load(gallery / f"{name}_embeddings.parquet")
+        score = truth.recipe.score
+        embedded = {who: networks.embeddings(model, some, score.batch_size) for who, some in pixels.items()}
+        for opinion in ("features", "places") if model.eigenfilms.n_components else ():
+            judge = _alone(model, opinion)
+            logits = {
+                who: matching.best_matches(judge, some, real, score.gallery_block).logit.numpy()
+                for who, some in embedded.items()
+            }
+            found[f"{name}, {opinion} alone"] = {
+                who: risk.ratio_over_control(
+                    values,
+                    logits["control"],
+                    truth.recipe.evaluate.control_percentile,
+                    control_clusters=unseen["control"].patients,
+                    clusters=unseen["test"].patients if who == "test" else None,
+                ).as_dict()
+                for who, values in logits.items()
+                if who != "control"
+            }
+    return found
+
+
+def _alone(model: networks.SiameseNetwork, opinion: str) -> networks.SiameseNetwork:
+    """The network that says but one of the two things that make up its logit."""
+    alone = copy.deepcopy(model)
+    if opinion == "features":
+        alone.eigenfilms = EigenFilms(model.settings["image_px"], 0)
+        return alone
+    with torch.no_grad():
+        alone.head.weight.zero_()
+        alone.head.bias.fill_(-2.0)  # below any cosine
+        alone.eigenfilms.line = torch.tensor([0.0, 1.0, -1.0])
+    return alone
+
+
 def _names(truth: Truth) -> dict[str, str]:
     """Pseudonym -> the patient's name in the hospital's table."""
     ingest = truth.made["ingest"]
@@ -192,6 +247,11 @@ def _table(result: Mapping[str, Any]) -> Table:
     for key, found in result["membership"].items():
         if key.endswith("_auc") and found["value"] is not None:
             table.add_row(key, "", f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]", "0.50")
+    for judge, ratios in result["opinions"].items():
+        for who in ("released", "student"):
+            found, strangers = ratios[who], ratios["test"]
+            share = f"{found['value']:.2%} [{found['low']:.2%}, {found['high']:.2%}], n {found['n']:,}"
+            table.add_row(f"{judge}", who, share, f"{strangers['value']:.2%}")
     table.add_row("rows below k", "", f"{result['rows_below_k']:,}", "")
     return table
 

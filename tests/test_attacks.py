@@ -14,7 +14,7 @@ import torch
 from running import RECIPE
 
 from benchmarks import attacks
-from pipeline.artifact import Store
+from pipeline.artifact import ArtifactError, Store
 from pipeline.config import read
 from pipeline.privacy import tracing
 from pipeline.seeds import row_seed
@@ -48,6 +48,34 @@ def test_without_it_nobody_is_found_more_often_than_by_chance(
 @pytest.mark.slow
 def test_no_released_row_tells_what_fewer_than_k_patients_share(attacked: dict[str, Any]) -> None:
     assert attacked["rows_below_k"] == 0
+
+
+@pytest.mark.slow
+def test_how_often_content_names_the_patient_is_told_with_its_chance(attacked: dict[str, Any]) -> None:
+    content = attacked["content"]
+    assert content["first"]["n"] == content["by_chance"]["n"] > content["surest"]["n"] > 0
+
+
+@pytest.mark.slow
+def test_a_store_without_this_recipes_run_is_an_error_that_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="want a finished run .* artifacts missing, such as ingest"):
+        attacks.main(read(RECIPE), Store(tmp_path))
+
+
+def test_an_image_is_recognised_by_the_film_it_resembles_and_one_of_nobody_by_chance() -> None:
+    generator = np.random.default_rng(0)
+
+    def rows(values: np.ndarray) -> np.ndarray:
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+    films = rows(generator.normal(size=(500, 40)))
+    patients = np.array([f"patient {i // 2}" for i in range(500)])
+    behind = generator.integers(0, 500, 300)
+    alike = rows(films[behind] + 0.1 * generator.normal(size=(300, 40)))
+    found = tracing.recognised(alike, films, patients, patients[behind], generator)
+    assert found.first.value > 0.9 and found.surest.value == 1 and found.by_chance.value < 0.05
+    nobody = tracing.recognised(rows(generator.normal(size=(300, 40))), films, patients, patients[behind], generator)
+    assert nobody.first.value < 0.05
 
 
 def test_an_image_that_remembers_a_little_of_its_noise_is_traced_among_thousands_by_whoever_has_the_seeds() -> None:

@@ -112,7 +112,7 @@ def test_any_shares_that_sum_to_one_up_to_rounding_are_taken(shares: list[float]
     [
         ({"ingest.image_px": 44}, "image_px 44 must be a multiple of 8"),
         (
-            {"ingest.image_px": 40},
+            {"ingest.image_px": 40, "teach.denoiser.patch": 3},
             "image_px 40 must be a multiple of teach's autoencoder.patch_px 8 x denoiser.patch 3",
         ),
         ({"distill.denoiser.patch": 4}, "image_px 48 must be a multiple of distill's .* 8 x denoiser.patch 4"),

@@ -56,8 +56,7 @@ def tasks(recipe: Recipe, n_rounds: int) -> list[Task]:
     student_seed = {"seed": seed, "seed_offset": recipe.distill.seed_offset}
     people = {"people": section.membership_people, "seed": seed}
     arm = {"classifier": section.classifier.model_dump(), "n_train": section.n_train, "seed": seed}
-    solver = {"steps", "guidance_scale", "batch_size"}
-    sampler, of_student = (one.model_dump(include=solver) for one in (recipe.sample, recipe.student_sample))
+    sampler, of_student = recipe.sample.decides, recipe.student_sample.decides
     rounds = tuple(f"{word}/{number}" for word in ("sample", "score") for number in range(n_rounds))
     decided = f"filter/{n_rounds - 1}"
     unseen = ("score/gallery", "score/unseen")

@@ -56,7 +56,7 @@ def tasks(recipe: Recipe) -> list[Task]:
     section = recipe.evaluate
     measured = {"classifier": section.classifier.model_dump(), "n_train": section.n_train, "seed": recipe.seed}
     measured |= section.model_dump(include={"bootstrap", "control_percentile"})
-    sampler = recipe.student_sample.model_dump(include={"steps", "guidance_scale", "batch_size"})
+    sampler = recipe.student_sample.decides
     sampled = {"n_student": section.n_student, "sample": sampler, "seed": recipe.seed}
     sampled |= {"seed_offset": recipe.distill.seed_offset}
     scored = {"score": recipe.score.model_dump(include={"batch_size", "gallery_block"})}
