@@ -236,11 +236,11 @@ class Denoiser(Section):
 class Views(Section):
     """In how many guises a generator meets each image: the more, the less it learns of any one by heart."""
 
-    n: Count = 9
+    n: Count = 16
     """Views of an image, the first as it is ..."""
-    shift_px: NonNegativeInt = 1
+    shift_px: NonNegativeInt = 2
     """... the others moved along each axis by up to so many pixels ..."""
-    gain: Frac = 0.05
+    gain: Frac = 0.1
     """... and changed in contrast around mid-grey by up to this share."""
 
 
@@ -259,7 +259,7 @@ class Generator(Section):
     """What the denoiser predicts (Salimans & Ho, arXiv 2202.00512)."""
     snr_gamma: Positive | None = 5.0
     """Min-SNR weighting (arXiv 2303.09556); none weights all timesteps alike."""
-    n_images: Count = 48_000
+    n_images: Count = 44_800
     """Training length, counted in images seen."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     """Images per optimiser step, over all workers."""
@@ -498,8 +498,9 @@ class Filter(Section):
     fdr: FdrRule = FdrRule()
     """Rule `fdr`."""
     decoys: bool | None = None
-    """Whether images too much like an unseen `control` patient are dropped as well, so that a gap in the kept set
-    tells less of who was trained on; none does it where `control` has at least as many patients as `train`."""
+    """Whether images too much like an unseen `control` patient are dropped as well, and what is nearest to training
+    patients in the mean until the rest is no nearer to them than to these, so that neither a gap in the kept set nor
+    its nearness tells who was trained on; none does it where `control` has at least as many patients as `train`."""
     max_per_class: Count | None = None
     """Most images kept of any finding, and of those that show none; the least re-identifiable stay. None is all."""
 

@@ -73,6 +73,7 @@ SCORES = pa.schema(
         ("nearest_row_id", pa.string()),
         ("margin", pa.float32()),  # logit of the best match minus the best of all other patients
         ("decoy_score", pa.float32()),  # the same score over the decoys, unseen patients who stand beside the gallery
+        ("lean", pa.float32()),  # nearness to training patients less that to decoys, difference of mean cosines
         ("pixel_copy", pa.bool_()),  # equals or nearly equals a real image pixel by pixel
     ]
 )

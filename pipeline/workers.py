@@ -13,12 +13,14 @@ from pipeline import config, images, rows
 from pipeline.artifact import Artifact
 from pipeline.generators.sampler import Sampler
 from pipeline.privacy import leaks, matching, networks
+from pipeline.privacy.leaning import Leaning
 from pipeline.tables import AUDIT_SCORES, SCORES, with_images
 from pipeline.task import Made, Work
 
 NETWORKS = ("filter_network", "auditor")
-DECOYS = "decoys"
-"""Beside `<network>_embeddings.parquet` of the training images: the decoys', by the filter's network."""
+DECOYS, LEANING = "decoys", "leaning.safetensors"
+"""Beside `<network>_embeddings.parquet` of the training images: the decoys', by the filter's network; and both in
+place."""
 
 
 class SampleImages:
@@ -51,6 +53,7 @@ class ScoreImages:
         self._originals = leaks.Originals.of(images.array(pq.read_table(folder / "images.parquet")["image"]))
         self._galleries = [matching.Gallery.load(folder / f"{name}_embeddings.parquet") for name in NETWORKS]
         self._decoys = matching.Gallery.load(folder / f"{DECOYS}_embeddings.parquet")
+        self._leaning = Leaning.load(folder / LEANING, image_px)
         self.reads = with_images(pa.schema([("row_id", pa.string())]), image_px, channels)
         self.adds = pa.schema([*list(SCORES)[1:], *list(AUDIT_SCORES)[1:]])
 
@@ -70,6 +73,7 @@ class ScoreImages:
             pa.array(nearest, pa.string()),
             pa.array(found[0].margin.numpy(), pa.float32()),
             pa.array(decoys.reid_score.numpy(), pa.float32()),
+            pa.array(self._leaning(pixels), pa.float32()),
             pa.array(self._originals.copies(pixels)),
             pa.array(found[1].reid_score.numpy(), pa.float32()),
         ]

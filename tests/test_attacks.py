@@ -58,7 +58,7 @@ def test_how_often_content_names_the_patient_is_told_with_its_chance(attacked: d
 
 @pytest.mark.slow
 def test_a_store_without_this_recipes_run_is_an_error_that_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="want a finished run .* artifacts missing, such as ingest"):
+    with pytest.raises(ArtifactError, match=r"want a finished run .* artifacts missing, such as ingest"):
         attacks.main(read(RECIPE), Store(tmp_path))
 
 

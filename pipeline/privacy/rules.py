@@ -19,17 +19,20 @@ from jaxtyping import Bool, Float, Int8, Shaped
 from scipy.stats import beta, binom
 
 from pipeline.config import ConfigError, Filter
+from pipeline.privacy.leaning import balanced
 from pipeline.privacy.risk import clustered
 from pipeline.tables import FILTERED, SCORES, require
 
 KEPT, OVER, UNSCORED, COPY = "kept", "over the threshold", "no score", "copy of a real image"
 SURPLUS = "more than wanted of its findings"
 DECOY = "like an unseen patient, a decoy"
-REASONS = pa.array([KEPT, OVER, UNSCORED, COPY, SURPLUS, DECOY])
+LEANS = "nearer to training patients than to decoys"
+REASONS = pa.array([KEPT, OVER, UNSCORED, COPY, SURPLUS, DECOY, LEANS])
 
 DECOYS_TOLD = (
     "Images as close to one of the unseen patients are dropped too, so that a gap in the kept set tells less of who "
-    "was trained on."
+    "was trained on; and so is what lies nearest to training patients in the mean, until the rest lies no nearer to "
+    "them than to unseen ones."
 )
 
 
@@ -69,7 +72,8 @@ def filter_table(
 
     Beside the rule, every rule but `none` drops pixel copies of real images, which a network may overlook. With
     `decoys` images are dropped as well that score as much over unseen patients who stand beside the gallery, so that
-    the gap around a training image looks like those around the decoys. `shown`
+    the gap around a training image looks like those around the decoys, and of what is left those that lean most to
+    training patients, until the rest leans to nobody (`leaning.balanced`). `shown`
     holds the labels of each image (1 present, 0 absent, -1 unknown); it is read where the recipe caps the images of
     a finding. The calibration is that of `threshold`.
     Raises: SchemaError if the table is not one of scores, ConfigError if the calibration cannot carry the rule.
@@ -92,6 +96,8 @@ def filter_table(
     reason = np.select(causes, [2, 1, 3, 5], 0).astype(np.int32)
     if decoys and decision.threshold is not None:
         decision = decision._replace(guarantee=f"{decision.guarantee} {DECOYS_TOLD}")
+        left = np.flatnonzero(reason == 0)
+        reason[left[~balanced(scores["lean"].to_numpy()[left].astype(np.float64))]] = 6
     if rule.max_per_class is not None:
         kept = np.flatnonzero(reason == 0)
         reason[kept[~within_cap(values[kept], shown[kept], rule.max_per_class)]] = 4

@@ -25,7 +25,7 @@ from pipeline.seeds import numpy_generator, row_seed
 from pipeline.tables import KEPT, SCORES
 from pipeline.task import Made, Task, Work, rounds_of
 
-VERSION = 5
+VERSION = 6
 
 
 class NothingKeptError(RuntimeError):
@@ -160,7 +160,8 @@ def _of_all(plan: pa.Table, scores: pa.Table) -> pa.Table:
     missing = pc.invert(pc.is_in(plan["row_id"], scores["row_id"].combine_chunks()))
     names = plan["row_id"].filter(missing)
     nan = np.full(len(names), np.nan)
-    unscored = {"row_id": names, "reid_score": nan, "decoy_score": nan, "pixel_copy": np.zeros(len(names), bool)}
+    unscored = {"row_id": names, "pixel_copy": np.zeros(len(names), bool)}
+    unscored |= dict.fromkeys(("reid_score", "decoy_score", "lean"), nan)
     columns = [unscored.get(field.name, pa.nulls(len(names), field.type)) for field in SCORES]
     return pa.concat_tables([scores, pa.table(columns, names=SCORES.names).cast(SCORES)]).sort_by("row_id")
 

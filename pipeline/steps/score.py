@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import UInt8
 
 from pipeline import config, fit, images, records
 from pipeline.artifact import Artifact
 from pipeline.config import Recipe
 from pipeline.privacy import matching, networks
+from pipeline.privacy.leaning import Leaning
 from pipeline.records import Records
+from pipeline.seeds import numpy_generator
 from pipeline.task import Made, Task, Work
-from pipeline.workers import DECOYS, NETWORKS, score_rows
+from pipeline.workers import DECOYS, LEANING, NETWORKS, score_rows
 
-VERSION = 5
+VERSION = 6
 UNSEEN = ("control", "test")
 
 
@@ -67,22 +70,39 @@ def _section(recipe: Recipe) -> dict[str, Any]:
 
 
 def make_gallery(work: Work) -> Made:
-    """Keep all training images and their embeddings by both networks, and the decoys' by the filter's.
+    """Keep all training images and their embeddings by both networks, and the decoys' by the filter's and in place.
 
     Those of patients with several are scored against each other: what a match of one patient looks like.
     """
-    train, decoys = (records.of_split(work.inputs["ingest"], split) for split in ("train", "control"))
+    train, decoys, others = (
+        records.of_split(work.inputs["ingest"], split) for split in ("train", "control", "identify")
+    )
     trained = {name: work.inputs[f"identify/{name}"] for name in NETWORKS}
     section, group = work.recipe.score, fit.Group(cpus=work.recipe.score.cpus_per_actor)
-    same_patient = fit.small(_gallery, train, decoys, trained, section, out=work.draft.folder, group=group)
+    people = [_one_a_patient(work, films) for films in (train, decoys)]
+    same_patient = fit.small(
+        _gallery, train, decoys, (others.images, *people), trained, section, out=work.draft.folder, group=group
+    )
     work.draft.write_table(same_patient, "same_patient")
     work.draft.write_table(pa.table({"row_id": train.row_ids, "image": records.image_column(train.images)}), "images")
     return Made({"patients": len(set(train.patients.tolist()))}, len(train.images))
 
 
+def _one_a_patient(work: Work, films: Records) -> UInt8[np.ndarray, "p h w c"]:
+    """A film of each patient, both in random order."""
+    order = numpy_generator(work.origin, "leaning").permutation(len(films.patients))
+    return films.images[order[np.unique(films.patients[order], return_index=True)[1]]]
+
+
 def _gallery(
-    train: Records, decoys: Records, trained: dict[str, Artifact], score: config.Score, out: Path
+    train: Records,
+    decoys: Records,
+    leaning: tuple[np.ndarray, np.ndarray, np.ndarray],
+    trained: dict[str, Artifact],
+    score: config.Score,
+    out: Path,
 ) -> pa.Table:
+    Leaning.of(*leaning).save(out / LEANING)
     columns: dict[str, Any] = {}
     patients, sizes = train.table["patient_id"].to_pylist(), np.bincount(train.patients)
     several = np.flatnonzero(sizes[train.patients] > 1)

@@ -31,6 +31,7 @@ def scores(*values: float | None, copies: Collection[int] = ()) -> pa.Table:
         "nearest_row_id": ["r"] * n,
         "margin": [0.0] * n,
         "decoy_score": [0.0] * n,
+        "lean": [0.0] * n,
         "pixel_copy": [i in copies for i in range(n)],
     }
     return pa.table(columns, schema=SCORES)
@@ -71,6 +72,18 @@ def test_a_pixel_copy_is_dropped_by_every_rule_however_low_it_scores(rule: Filte
     assert filtered["reason"].to_pylist()[:2] == ["kept", "copy of a real image"]
     assert filtered["reason"].to_pylist()[2] in (over, "copy of a real image")
     assert filtered["keep"].to_pylist() == [True, False, False, False]
+
+
+def test_with_decoys_what_leans_most_to_training_patients_is_dropped_until_the_rest_leans_to_nobody() -> None:
+    leans = [0.3, -0.2, 0.1, -0.1, 0.25]
+    table = scores(*[0.0] * 4, 1.0)
+    table = table.set_column(table.schema.get_field_index("lean"), "lean", pa.array(leans, pa.float32()))
+    filtered, decision = filtered_by(table, percentile(80), control=CONTROL, same_patient=SAME, decoys=True)
+    reasons = ["nearer to training patients than to decoys", "kept", "kept", "kept", "over the threshold"]
+    assert filtered["reason"].to_pylist() == reasons
+    assert "no nearer to them than to unseen ones" in decision.guarantee
+    without, _ = filtered_by(table, percentile(80), control=CONTROL, same_patient=SAME)
+    assert without["keep"].to_pylist() == [True] * 4 + [False]
 
 
 def test_a_pixel_copy_is_kept_without_a_rule() -> None:
