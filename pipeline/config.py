@@ -305,6 +305,15 @@ class Generator(Section):
         return self
 
 
+class Student(Generator):
+    """The student: the same with defaults of its own."""
+
+    n_images: Count = 51_200
+    """Training length, counted in images seen."""
+    views: Views = Views(n=1)
+    """Training images to what is learned from; of films that the teacher has moved already, one view each."""
+
+
 class Augment(Section):
     """Robustness augmentation of the re-identification networks; each with its chance."""
 
@@ -714,7 +723,7 @@ class Recipe(Section):
     """Synthetic images to risk."""
     filter: Filter = Filter()
     """Risk to keep or drop."""
-    distill: Generator = Generator(n_images=51_200, views=Views(n=1))
+    distill: Student = Student()
     """Kept images to student."""
     evaluate: Evaluate = Evaluate()
     """Everything to metrics."""

@@ -53,8 +53,10 @@ def fewer_than(n: int, k: int) -> str:
 
 
 def rounded(n: int) -> int:
-    """The count to its two leading digits: who knows all of a table but one row cannot tell whether that is in it."""
-    return int(float(f"{n:.1e}"))
+    """The count to its two leading digits, or to tens: who knows all of a table but one row seldom can tell by it
+    whether that one is in it.
+    """
+    return round(n, -1) if n < 100 else int(float(f"{n:.1e}"))
 
 
 def recall_name(kind: str, factor: float) -> str:

@@ -396,6 +396,14 @@ def auroc_name(name: str) -> str:
     return f"{name}_auroc" if name in ("macro", "micro") else f"auroc_{name}"
 
 
+def without_rare(test: Records, k: int) -> Records:
+    """The records with findings unknown that fewer than k patients have or are known to lack: neither a mean over
+    findings nor what is left of all images may tell of these.
+    """
+    rare = [_is_rare(column, test.patients, k) for column in test.labels.T]
+    return test._replace(labels=np.where(np.array(rare, bool), np.int8(-1), test.labels))
+
+
 def without_small_cells(metrics: Metrics, test: Records, findings: Sequence[str], k: int) -> Metrics:
     """The metrics without those that are about fewer than k people.
 

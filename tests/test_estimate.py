@@ -31,6 +31,8 @@ def test_what_is_left_of_a_total_is_never_about_some_but_fewer_than_k(n_people: 
         assert hidden == set()
 
 
-@pytest.mark.parametrize(("n", "told"), [(0, 0), (7, 7), (96, 96), (20_958, 21_000), (1_058, 1_100), (994, 990)])
+@pytest.mark.parametrize(
+    ("n", "told"), [(0, 0), (7, 10), (23, 20), (96, 100), (20_958, 21_000), (1_058, 1_100), (994, 990)]
+)
 def test_a_rounded_count_keeps_two_digits(n: int, told: int) -> None:
     assert rounded(n) == told

@@ -14,6 +14,7 @@ from pipeline.estimate import Estimate
 from pipeline.measures import Metrics, Risk
 from pipeline.privacy import risk
 from pipeline.privacy.risk import control_threshold
+from pipeline.privacy.rules import none_shown
 from pipeline.records import Records, Synthetic
 from pipeline.utility import classifier
 
@@ -325,6 +326,13 @@ def test_a_finding_that_fewer_than_k_patients_have_or_are_known_to_lack_is_left_
         "utility/real/macro_auroc",
         "privacy/student/reid_ratio_finding_none",
     }
+
+
+def test_a_rare_finding_can_be_had_neither_from_a_mean_nor_from_those_who_show_none() -> None:
+    labels = np.array([[1, 1], [1, 1], [0, 0], [0, 0], [1, 0], [0, 0]], np.int8)
+    told = measures.without_rare(of_people(labels, list(range(6))), k=3)
+    assert told.labels[:, 0].tolist() == labels[:, 0].tolist() and set(told.labels[:, 1].tolist()) == {-1}
+    assert not none_shown(told.labels).any()
 
 
 def test_a_figure_of_fewer_than_k_is_left_out_and_one_that_was_not_measured_stays() -> None:

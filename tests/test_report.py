@@ -229,9 +229,10 @@ def test_the_public_edition_rounds_what_it_tells_of_the_private_table_and_hides_
     drops = [report.Drop("ingest: images", "over the cap", 5_462, 20_958), report.Drop("ingest: images", "broken", 2)]
     drops.append(report.Drop("filter", "over the threshold", 2_701, 4_500))
     steps = [report.StepRow(word, "", 15_496, 1.0, False, "") for word in ("ingest", "sample")]
+    drops.append(report.Drop("filter", "copy of a real image", 2, 4_500))
     told = _for_the_public(dataclasses.replace(example(), dropped=drops, steps=steps), k=5)
-    assert [(drop.n, drop.of) for drop in told.dropped] == [(5_500, 21_000), (2_701, 4_500), (1, None)]
-    assert "(rounded)" in told.dropped[0].stage and "fewer than 5" in told.dropped[2].reason
+    assert [(drop.n, drop.of) for drop in told.dropped] == [(5_500, 21_000), (2_701, 4_500), (2, 4_500), (1, None)]
+    assert "(rounded)" in told.dropped[0].stage and "fewer than 5" in told.dropped[3].reason
     assert [step.rows for step in told.steps] == [15_000, 15_496]
 
 

@@ -28,7 +28,7 @@ FEWEST_LEVELS = 32
 LEVEL_FRAC = 1e-4
 """A grey that fewer pixels have is noise or writing."""
 DARK_PERCENTILE_99 = 64
-FAR_ABOVE, FEW_FRAC = 8, 0.1
+FAR_ABOVE, FEW, FEW_FRAC = 8, 2, 0.1
 """Images that reach no more than an eighth of another's largest value may be dark if they are few; else they have
 another depth, or the other one has writing in it. An image that is black all over says nothing."""
 
@@ -150,7 +150,7 @@ def _range(seen: Sequence[_Seen]) -> GreyRange:
             "as the scanner defines them, such as [-1024, 3071]"
         )
     far_below = [image.largest for image in seen if 0 < FAR_ABOVE * image.largest <= highest.largest]
-    if len(far_below) >= FEW_FRAC * len(seen):
+    if len(far_below) > max(FEW, FEW_FRAC * len(seen)):
         raise CohortError(
             f"{want} of which {len(far_below)} of {len(seen)} looked at have no value over {max(far_below)}, but "
             f"{highest.source} reaches {highest.largest}, got none — bring all to one depth; or give what holds for "

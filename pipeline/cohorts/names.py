@@ -109,10 +109,10 @@ _WRAPPED = re.compile(
     r"(?P<long>^[^\n]{60,}[^.:;\n])\n[ \t]*(?=\S)|(?P<open>(?:\b(?:by|to|with|from|and|dr\.?|per)|:))[ \t]*\n\s*",
     re.I | re.M,
 )
-_WITH = re.compile(r"\bw/(?!o\b)\s*", re.IGNORECASE)
+_WITH = re.compile(r"\bw/(?!o(?:ut)?\b)\s*", re.IGNORECASE)
 _TOKEN = re.compile(r"[^\W_]+(?:[.'’-][^\W_]+)*")
 _MID_CAPITAL = re.compile(
-    r"(?:(?<=[^\W_A-Z.:;!?][ ,)])|(?<=[^\W_A-Z.:;!?] \()|(?<=[,)] )|(?<=[ (][A-Z]\. ))"
+    r"(?:(?<=[^\W\d_A-Z.:;!?][ ,)])|(?<=[,)] )|(?<=[ (][A-Z]\. ))"
     r"([^\W\d_a-zß-öø-ÿ][\w'’-]*[^\W\d_A-Z][\w'’-]*)"
 )
 _DONE_BY = re.compile(rf"\b(?:{'|'.join(sorted(words.DONE))})\s+by\b", re.IGNORECASE)
@@ -535,16 +535,10 @@ def _is_name(text: str, tokens: list[_Token], i: int, known: Known, mixed: bool,
             return True
     if any(part in family for part in _parts(token.word)) and not a_word and _is_alone(text, tokens, i):
         return True
-    rare = known.after_given[token.word] * 2 >= known.uses[token.word] and token.word not in words.FUNCTION
     if before is None:
-        in_brackets = text[max(token.start - 1, 0) : token.start] == "("
-        return (
-            in_brackets and by_capital and capital and _never_small(token.word, known) and not _is_acronym(token.text)
-        )
-    if before.word == "with" and text[token.end : token.end + 1] == ":":
-        return rare
+        return False
     if before.word == "by" and i > 1 and tokens[i - 2].word in words.DONE:  # `noted by brown`
-        return rare or token.word in family or token.word in words_too
+        return token.word in family or token.word in words_too
     if (
         len(before.word) == 1
         and i > 1

@@ -147,7 +147,7 @@ TAKERS = _words("by per of for with to from von por par mit con avec via")
 
 DONE = _words("""
     noted seen described mentioned documented measured ordered requested referred performed placed inserted removed
-    obtained compared prior previous questioned suggested raised submitted provided
+    obtained compared prior previous submitted provided
     """)
 """After these and `by` a word that is a family name too is one."""
 

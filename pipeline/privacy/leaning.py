@@ -3,8 +3,8 @@
 A rule that drops whatever is too much like one film leaves what is a little like many: a teacher's images lie nearer
 to its films than to strangers', and whoever has a film of somebody reads off that nearness whether he was used. So
 images are compared with one film of each training patient and one of each decoy, as many of both, and what leans most
-is dropped until the rest leans to nobody. Axis letters: n images, h height, w width, c channels, p people of a group,
-g groups, k eigenfilms.
+is dropped until the rest leans in the mean to nobody. Axis letters: n images, h height, w width, c channels, p people
+of a group, g groups, k eigenfilms.
 """
 
 from __future__ import annotations
@@ -41,16 +41,18 @@ class Leaning:
         members: UInt8[np.ndarray, "m h w c"],
         decoys: UInt8[np.ndarray, "d h w c"],
     ) -> Leaning:
-        """From one film of each member and of each decoy, in random order; `others` make the eigenfilms."""
+        """From one film of each member and of each decoy; `others` make the eigenfilms. Groups are cut in this order,
+        the last one so that everybody is in one.
+        """
         eigenfilms = EigenFilms.of(_films(others), N_EIGENFILMS)
         n = min(len(members), len(decoys))
         return cls(eigenfilms, *(_groups(eigenfilms(_films(some)), n) for some in (members, decoys)))
 
     def __call__(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, " n"]:
-        """Mean cosine with the nearest members less that with the nearest decoys; 0 if there are too few films."""
+        """Mean cosine with the nearest members less that with the nearest decoys; NaN if there are too few films."""
         if not (self._eigenfilms.n_components and self._members.shape[1] >= NEAREST):
-            return np.zeros(len(pixels))
-        places = self._eigenfilms(_films(pixels)).double()
+            return np.full(len(pixels), np.nan)
+        places = self._eigenfilms(torch.cat([_films(pixels), _films(pixels[:1])]))[: len(pixels)].double()
         near, other = (_nearness(places, groups.double()) for groups in (self._members, self._decoys))
         return (near - other).numpy()
 
@@ -81,9 +83,10 @@ def _films(pixels: UInt8[np.ndarray, "n h w c"]) -> Float[Tensor, "n c h w"]:
 
 
 def _groups(places: Float[Tensor, "m k"], n: int) -> Float[Tensor, "g p k"]:
-    """As many groups of n as there are; what is left over is left out."""
-    n_groups = len(places) // n if n else 0
-    return places[: n_groups * n].reshape(n_groups, n, places.shape[1])
+    """Groups of n that hold everybody; the last one shares some with the one before."""
+    starts = [*range(0, len(places) - n, n), len(places) - n] if n else []
+    groups = [places[start : start + n] for start in starts]
+    return torch.stack(groups) if groups else places.new_zeros(0, 0, places.shape[1])
 
 
 def _nearness(places: Float[Tensor, "n k"], groups: Float[Tensor, "g p k"]) -> Float[Tensor, " n"]:

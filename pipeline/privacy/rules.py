@@ -31,8 +31,11 @@ REASONS = pa.array([KEPT, OVER, UNSCORED, COPY, SURPLUS, DECOY, LEANS])
 
 DECOYS_TOLD = (
     "Images as close to one of the unseen patients are dropped too, so that a gap in the kept set tells less of who "
-    "was trained on; and so is what lies nearest to training patients in the mean, until the rest lies no nearer to "
-    "them than to unseen ones."
+    "was trained on."
+)
+BALANCE_TOLD = (
+    "What lies nearest to training patients is dropped as well, until the rest lies in the mean no nearer to them "
+    "than to the unseen ones."
 )
 
 
@@ -72,10 +75,10 @@ def filter_table(
 
     Beside the rule, every rule but `none` drops pixel copies of real images, which a network may overlook. With
     `decoys` images are dropped as well that score as much over unseen patients who stand beside the gallery, so that
-    the gap around a training image looks like those around the decoys, and of what is left those that lean most to
-    training patients, until the rest leans to nobody (`leaning.balanced`). `shown`
-    holds the labels of each image (1 present, 0 absent, -1 unknown); it is read where the recipe caps the images of
-    a finding. The calibration is that of `threshold`.
+    the gap around a training image looks like those around the decoys, and at the end, of what is left, those that
+    lean most to training patients, until the rest leans in the mean to nobody (`leaning.balanced`). `shown` holds the
+    labels of each image (1 present, 0 absent, -1 unknown); it is read where the recipe caps the images of a finding.
+    The calibration is that of `threshold`.
     Raises: SchemaError if the table is not one of scores, ConfigError if the calibration cannot carry the rule.
     """
     require(scores, SCORES, "filter input")
@@ -94,13 +97,16 @@ def filter_table(
     like_decoy = ~(scores["decoy_score"].to_numpy() < limit) & decoys & (decision.threshold is not None)
     causes = [np.isnan(values), values >= limit, copies, like_decoy]
     reason = np.select(causes, [2, 1, 3, 5], 0).astype(np.int32)
-    if decoys and decision.threshold is not None:
-        decision = decision._replace(guarantee=f"{decision.guarantee} {DECOYS_TOLD}")
-        left = np.flatnonzero(reason == 0)
-        reason[left[~balanced(scores["lean"].to_numpy()[left].astype(np.float64))]] = 6
     if rule.max_per_class is not None:
         kept = np.flatnonzero(reason == 0)
         reason[kept[~within_cap(values[kept], shown[kept], rule.max_per_class)]] = 4
+    if decoys and decision.threshold is not None:
+        decision = decision._replace(guarantee=f"{decision.guarantee} {DECOYS_TOLD}")
+        leans = scores["lean"].to_numpy().astype(np.float64)
+        if not np.isnan(leans[reason == 0]).any():  # else there are too few films to say what leans
+            left = np.flatnonzero(reason == 0)
+            reason[left[~balanced(leans[left])]] = 6
+            decision = decision._replace(guarantee=f"{decision.guarantee} {BALANCE_TOLD}")
     columns = [
         scores["row_id"],
         pa.array(reason == 0),

@@ -33,7 +33,7 @@ from pipeline.utility import classifier
 from pipeline.workers import NETWORKS, sample_plan, score_rows
 
 VERSION = 5
-METRICS_VERSION = 5
+METRICS_VERSION = 6
 JUDGE, ENCODER = "classifier", "encoder"
 """Folders of the classifier that judges, and of the encoder that features come from."""
 RECOGNITION = "auditor's embedding, as there are no labels to learn from"
@@ -316,13 +316,13 @@ def _measured(
     """All metrics; runs in one task, as it holds every arm's images at once."""
     ingest, section = inputs["ingest"], recipe.evaluate
     (decided,) = rounds_of(inputs, "filter")
-    test, control = (records.of_split(ingest, split) for split in ("test", "control"))
+    findings, k = ingest.facts["findings"], recipe.ingest.k_anonymity
+    test, control = (measures.without_rare(records.of_split(ingest, split), k) for split in ("test", "control"))
     kept_table = inputs["filter"].table("kept")
     kept = Synthetic(kept_table, images.array(kept_table["image"]), records.label_matrix(kept_table))
     teacher = records.synthetic(inputs["sample/0"], inputs["sample/0"])
     student = _student(inputs["evaluate/student_images"], "kept")
     synthetic = {"teacher": teacher, "filtered": kept, "student": student}
-    findings, k = ingest.facts["findings"], recipe.ingest.k_anonymity
     risk = _risk(inputs, origin, test, control, section.control_percentile, k)
     attacks = {
         name: inputs[f"evaluate/{name}"].table() for name in ("membership_teacher", "membership_student", "gaps")

@@ -91,7 +91,7 @@ def make(work: Work) -> Made:
         "calibration_n": decision.n,
         "reasons": dict(Counter(table["reason"].to_pylist())),
         "n_kept": int(keep.sum()),
-        "decoys": decoys_in_use(work.recipe, ingest.facts),
+        "decoys": decoys_in_use(work.recipe, ingest.facts) and decision.threshold is not None,
         "kept_by_class": kept_by_class,
         "shortfall": shortfall,
         "enough": bool(keep.sum() >= work.recipe.sample.want_images and not shortfall),

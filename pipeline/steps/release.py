@@ -117,7 +117,11 @@ def _evidence(
         planted_exact={name: of(f"{key}/planted_exact") for key, name in NETWORKS.items()},
         planted_near={name: of(f"{key}/planted_near") for key, name in NETWORKS.items()},
         membership={name: of(f"{key}_auc") for name, key in attacks.items()},
-        membership_null={"the student's loss": of("student/membership_null_auc")},
+        membership_null={
+            "the student's loss": of("student/membership_null_auc"),
+            "nearness to the kept set": of("filtered/nearness_control_auc"),
+            "nearness to the student's images": of("student/nearness_control_auc"),
+        },
         membership_teacher=of("teacher/membership_auc"),
         coverage=metrics.get("fidelity/student/coverage_relative", gate.NOTHING),
         network_auc={name: of(f"{key}/verification_auc") for key, name in NETWORKS.items()},

@@ -81,10 +81,11 @@ def make(work: Work) -> Made:
 
 
 def _for_the_public(report: Report, k: int) -> Report:
-    """The report without counts of fewer than k rows, which may be about single patients, and with rounded counts of
-    the private table, which else tell of its last row whoever knows the others.
+    """The report without counts of fewer than k rows of the private table, which may be about single patients, and
+    with rounded ones of the others, which else tell of its last row whoever knows the rest. How many train, calibrate
+    and test is told in full, as every figure stands on it.
     """
-    told = [_rounded(drop) for drop in report.dropped if not is_small(drop.n, k)]
+    told = [_rounded(drop) for drop in report.dropped if not (_is_of_table(drop) and is_small(drop.n, k))]
     n_small = len(report.dropped) - len(told)
     if n_small:
         told.append(Drop("left out of the public edition", f"reasons with fewer than {k} rows each", n_small))
@@ -93,8 +94,13 @@ def _for_the_public(report: Report, k: int) -> Report:
     return dataclasses.replace(report, dropped=told, kept_by_class=by_class, steps=steps)
 
 
+def _is_of_table(drop: Drop) -> bool:
+    """Whether it counts rows of the private table, and not synthetic images."""
+    return drop.stage.startswith("ingest")
+
+
 def _rounded(drop: Drop) -> Drop:
-    if not drop.stage.startswith("ingest"):
+    if not _is_of_table(drop):
         return drop
     of = None if drop.of is None else rounded(drop.of)
     return Drop(f"{drop.stage} (rounded)", drop.reason, rounded(drop.n), of)

@@ -91,7 +91,7 @@ def make_gallery(work: Work) -> Made:
 def _one_a_patient(work: Work, films: Records) -> UInt8[np.ndarray, "p h w c"]:
     """A film of each patient, both in random order."""
     order = numpy_generator(work.origin, "leaning").permutation(len(films.patients))
-    return films.images[order[np.unique(films.patients[order], return_index=True)[1]]]
+    return films.images[order[np.sort(np.unique(films.patients[order], return_index=True)[1])]]
 
 
 def _gallery(

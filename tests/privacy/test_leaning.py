@@ -50,13 +50,21 @@ def test_a_lean_does_not_depend_on_neighbours_nor_on_being_saved(
     leaning.save(tmp_path / "leaning")
     found = Leaning.load(tmp_path / "leaning", PX)(films[490:])
     assert np.array_equal(found, leaning(films[490:]))
-    assert np.array_equal(found[:7].astype(np.float32), leaning(films[490:497]).astype(np.float32))
+    for n in (1, 7):
+        assert np.array_equal(found[:n].astype(np.float32), leaning(films[490 : 490 + n]).astype(np.float32))
+
+
+def test_everybody_is_compared_whoever_are_more(films: np.ndarray) -> None:
+    for members, decoys in ((films[300:450], films[450:510]), (films[450:510], films[300:450])):
+        uneven = Leaning.of(films[:300], members, decoys)
+        last = uneven(np.stack([members[-1], decoys[-1]]))
+        assert last[0] > 0.03 and last[1] < -0.03
 
 
 def test_too_few_films_lean_to_nobody(films: np.ndarray) -> None:
     few = NEAREST - 1
     for unable in (Leaning.of(films[:20], films[:60], films[60:120]), Leaning.of(films[:300], films[:few], films)):
-        assert not unable(films[490:]).any()
+        assert np.isnan(unable(films[490:])).all()
 
 
 def test_the_balance_keeps_as_many_as_it_can() -> None:

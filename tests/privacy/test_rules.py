@@ -81,9 +81,27 @@ def test_with_decoys_what_leans_most_to_training_patients_is_dropped_until_the_r
     filtered, decision = filtered_by(table, percentile(80), control=CONTROL, same_patient=SAME, decoys=True)
     reasons = ["nearer to training patients than to decoys", "kept", "kept", "kept", "over the threshold"]
     assert filtered["reason"].to_pylist() == reasons
-    assert "no nearer to them than to unseen ones" in decision.guarantee
+    assert "in the mean no nearer to them than to the unseen ones" in decision.guarantee
     without, _ = filtered_by(table, percentile(80), control=CONTROL, same_patient=SAME)
     assert without["keep"].to_pylist() == [True] * 4 + [False]
+
+
+def test_the_balance_holds_for_what_is_left_by_a_cap() -> None:
+    table = scores(0.0, 0.1, 0.2, 0.3)
+    leans = pa.array([0.3, 0.2, -0.3, -0.3], pa.float32())
+    table = table.set_column(table.schema.get_field_index("lean"), "lean", leans)
+    rule = Filter(rule="fixed", fixed=FixedRule(threshold=0.5), max_per_class=3)
+    told = {"control": NONE, "same_patient": NONE, "shown": np.ones((4, 1), np.int8), "decoys": True}
+    filtered, _ = filter_table(table, rule, **told)
+    kept = filtered["keep"].to_numpy(zero_copy_only=False)
+    assert kept.tolist() == [False, True, True, False]
+
+
+def test_without_measured_leans_nothing_is_dropped_or_promised_for_them() -> None:
+    table = scores(0.0, 0.1)
+    table = table.set_column(table.schema.get_field_index("lean"), "lean", pa.array([np.nan] * 2, pa.float32()))
+    filtered, decision = filtered_by(table, percentile(80), control=CONTROL, same_patient=SAME, decoys=True)
+    assert filtered["keep"].to_pylist() == [True, True] and "in the mean" not in decision.guarantee
 
 
 def test_a_pixel_copy_is_kept_without_a_rule() -> None:
