@@ -233,17 +233,6 @@ class Denoiser(Section):
     of members than 36 do (README)."""
 
 
-class Views(Section):
-    """In how many guises a generator meets each image: the more, the less it learns of any one by heart."""
-
-    n: Count = 16
-    """Views of an image, the first as it is ..."""
-    shift_px: NonNegativeInt = 2
-    """... the others moved along each axis by up to so many pixels ..."""
-    gain: Frac = 0.1
-    """... and changed in contrast around mid-grey by up to this share."""
-
-
 class Generator(Section):
     """A text-to-image latent diffusion model and its training (teacher and student have one each)."""
 
@@ -253,13 +242,11 @@ class Generator(Section):
     """Prompts to embeddings."""
     denoiser: Denoiser = Denoiser()
     """Latents and embeddings to noise."""
-    views: Views = Views()
-    """Training images to what is learned from."""
     prediction: Literal["v_prediction", "epsilon"] = "v_prediction"
     """What the denoiser predicts (Salimans & Ho, arXiv 2202.00512)."""
     snr_gamma: Positive | None = 5.0
     """Min-SNR weighting (arXiv 2303.09556); none weights all timesteps alike."""
-    n_images: Count = 44_800
+    n_images: Count = 48_000
     """Training length, counted in images seen."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     """Images per optimiser step, over all workers."""
@@ -306,12 +293,10 @@ class Generator(Section):
 
 
 class Student(Generator):
-    """The student: the same with defaults of its own."""
+    """The student: the same, with a default of its own."""
 
     n_images: Count = 51_200
     """Training length, counted in images seen."""
-    views: Views = Views(n=1)
-    """Training images to what is learned from; of films that the teacher has moved already, one view each."""
 
 
 class Augment(Section):

@@ -18,8 +18,6 @@ from pipeline import config, fit, images, rows
 from pipeline.artifact import Artifact, folder_digest
 from pipeline.folders import Folder
 from pipeline.generators import autoencoder, denoiser, folder, text, training
-from pipeline.generators.views import views
-from pipeline.seeds import row_seed
 from pipeline.tables import with_images
 from pipeline.task import Made, Work
 
@@ -48,7 +46,7 @@ def fingerprinted_latents(section: config.Generator) -> dict[str, Any]:
     return (
         told
         if section.autoencoder.kind == "kl"
-        else {key: told[key] for key in ("autoencoder", "text", "text_folder", "views")}
+        else {key: told[key] for key in ("autoencoder", "text", "text_folder")}
     )
 
 
@@ -105,14 +103,12 @@ def make_pipeline(work: Work, section: config.Generator, latents: str, seed: int
 
 
 class Encode:
-    """Row worker: the latents of an image's views and its prompt's token ids, or its embeddings if the encoder is
-    frozen."""
+    """Row worker: an image's latent and its prompt's token ids, or its embeddings if the encoder is frozen."""
 
     def __init__(self, section: config.Generator, folder: Folder, image_px: int, seed: int):
         parts = folder.local()
         self._section, self._autoencoder = section, autoencoder.load(parts / "vae")
         self._tokenizer = text.load_tokenizer(parts / "tokenizer", section.text.max_tokens)
-        self._seed = seed
         self._frozen = section.text.folder is not None and not section.text.train
         channels = self._autoencoder.config["in_channels"]
         self.reads = with_images(pa.schema([("row_id", pa.string()), ("prompt", pa.string())]), image_px, channels)
@@ -120,7 +116,7 @@ class Encode:
         tokens = (section.text.max_tokens,)
         self.adds = pa.schema(
             [
-                ("latents", pa.fixed_shape_tensor(pa.float32(), (section.views.n, shape[0], shape[1], shape[1]))),
+                ("latent", pa.fixed_shape_tensor(pa.float32(), (shape[0], shape[1], shape[1]))),
                 ("mask", pa.fixed_shape_tensor(pa.int64(), tokens)),
             ]
         )
@@ -138,10 +134,8 @@ class Encode:
         prompts = batch["prompt"].to_pylist()
         ids, mask = text.token_ids(self._tokenizer, prompts, self._section.text.max_tokens)
         words = text.embed(self._encoder, ids, mask, self._section.denoiser.kind) if self._frozen else ids
-        seeds = [row_seed(self._seed, "views", row_id) for row_id in batch["row_id"].to_pylist()]
-        seen = views(pixels, self._section.views, seeds)
-        latents = torch.stack([autoencoder.encode(self._autoencoder, view) for view in seen], 1)
-        return pa.table({"latents": _column(latents), "mask": _column(mask), "text": _column(words)})
+        latents = autoencoder.encode(self._autoencoder, pixels)
+        return pa.table({"latent": _column(latents), "mask": _column(mask), "text": _column(words)})
 
 
 class DenoiserTrainee:
@@ -149,12 +143,12 @@ class DenoiserTrainee:
 
     def __init__(self, table: pa.Table, *, place: fit.Place, section: config.Generator, source: Artifact, seed: int):
         self._parts, self._section, device = source.local(), section, place.device
-        self._latents = _tensor(table["latents"], device)
+        self._latents = _tensor(table["latent"], device)
         self._text, self._mask = _tensor(table["text"], device), _tensor(table["mask"], device)
         self._tokenizer = text.load_tokenizer(self._parts / "tokenizer", section.text.max_tokens)
         encoder = text.build_encoder(section.text, self._tokenizer, section.denoiser.kind, seed)
         model = denoiser.build(
-            section.denoiser, self._latents.shape[2], self._latents.shape[3], text.width(encoder), seed
+            section.denoiser, self._latents.shape[1], self._latents.shape[2], text.width(encoder), seed
         )
         ids, mask = text.token_ids(self._tokenizer, [""], section.text.max_tokens)
         learns = section.text.folder is None or section.text.train
@@ -175,14 +169,8 @@ class DenoiserTrainee:
 
     def step(self) -> None:
         """Train on this worker's part of the next batch."""
-        self.fit.step(*self.batch())
-
-    def batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents, prompts and masks of this worker's part of the next batch."""
-        n_rows, n_views = self._latents.shape[:2]
-        rows, seen = (torch.from_numpy(some) for some in (self.fit.rows(n_rows), self.fit.views(n_views)))
-        rows, seen = rows.to(self._latents.device), seen.to(self._latents.device)
-        return self._latents[rows, seen], self._text[rows], self._mask[rows]
+        chosen = torch.from_numpy(self.fit.rows(len(self._latents))).to(self._latents.device)
+        self.fit.step(self._latents[chosen], self._text[chosen], self._mask[chosen])
 
     def save(self, out: Path) -> None:
         """Write the pipeline with averaged weights."""

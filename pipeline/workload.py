@@ -66,7 +66,7 @@ def workload(name: str, made: Manifests) -> Workload:
             n, coder = _latent_rows(name, made), here["autoencoder"] | {"n_images": None}
             trained = here["autoencoder"]["n_images"] * px if coder["kind"] == "kl" else 0
             alike = ("latents", coder, here["text_folder"], here["text"]["train"])
-            return Workload(n, "images", (n * here["views"]["n"] * px, trained), alike)
+            return Workload(n, "images", (n * px, trained), alike)
         case (("teach" | "distill"), _):
             n, alike = here["n_images"], ("train", here["denoiser"]["kind"], here["text"], here["text_folder"])
             return Workload(n, "images", (n * _generator(here, made).flops,), alike)
@@ -128,8 +128,8 @@ def stored_bytes(name: str, made: Manifests) -> float:
             shape, tokens = _latent_shape(here, made), here["text"]["max_tokens"]
             learned = here["text_folder"] is None or here["text"]["train"]
             text = 2 * 8 * tokens if learned else tokens * (8 + FLOAT_BYTES * here["text"]["width"])
-            latents = FLOAT_BYTES * here["views"]["n"] * shape[0] * shape[1] ** 2
-            return _latent_rows(name, made) * (latents + text) + _coder_bytes(here, made)
+            latent = FLOAT_BYTES * shape[0] * shape[1] ** 2
+            return _latent_rows(name, made) * (latent + text) + _coder_bytes(here, made)
         case (("teach" | "distill"), _):
             return _pipeline_bytes(here, made)
         case "identify", _:

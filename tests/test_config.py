@@ -137,9 +137,6 @@ def test_a_rule_between_keys_states_both_values(changes: dict[str, object], rule
 def test_what_a_recipe_leaves_out_of_the_student_is_the_students_default() -> None:
     for changes in ({}, {"distill.lr": 1e-3}, {"distill": {"denoiser": {"width": 64}}}):
         assert changed(Recipe(), changes).distill.n_images == Recipe().distill.n_images == 51_200
-        assert changed(Recipe(), changes).distill.views.n == 1
-    for file in RECIPES:
-        assert read(file).distill.views.n == 1
 
 
 def test_a_pixel_denoiser_needs_no_patches_that_divide() -> None:

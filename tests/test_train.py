@@ -69,7 +69,8 @@ def loss(store: Path, recipe: Recipe) -> float:
     losses = []
     for images_seen in range(0, 100 * recipe.teach.batch_size, recipe.teach.batch_size):
         run.images_seen = images_seen
-        losses.append(run.loss(*trainee.batch(), images_seen))
+        rows = torch.from_numpy(run.rows(len(trainee._latents)))
+        losses.append(run.loss(trainee._latents[rows], trainee._text[rows], trainee._mask[rows], images_seen))
     return float(torch.stack(losses).mean())
 
 

@@ -76,11 +76,6 @@ class Fit:
         """This worker's rows of the next batch, out of `n_rows`."""
         return batch_rows(self.seed, self.images_seen, self.cfg.batch_size, n_rows)[self.shard]
 
-    def views(self, n_views: int) -> Int64[np.ndarray, " b"]:
-        """Which view of each row of the next batch is learned from, out of `n_views`."""
-        generator = seeds.numpy_generator(self.seed, "view", self.images_seen)
-        return generator.integers(0, n_views, self.cfg.batch_size)[self.shard]
-
     @property
     def shard(self) -> slice:
         """This worker's part of a global batch."""

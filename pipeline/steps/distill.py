@@ -7,7 +7,7 @@ from pipeline.config import Recipe
 from pipeline.seeds import row_seed
 from pipeline.task import Made, Task, Work
 
-VERSION = 3
+VERSION = 2
 
 
 def tasks(recipe: Recipe) -> list[Task]:

@@ -9,7 +9,7 @@ from pipeline.config import Recipe
 from pipeline.seeds import row_seed
 from pipeline.task import Made, Task, Work
 
-VERSION = 4
+VERSION = 3
 
 
 def tasks(recipe: Recipe) -> list[Task]:
