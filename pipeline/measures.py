@@ -87,6 +87,7 @@ def privacy(scores: Risk, filter_threshold: float | None) -> Metrics:
     """
     return (
         _ratios(scores)
+        | _of_nobody(scores)
         | _by_images(scores)
         | _by_finding(scores)
         | _learned(scores)
@@ -135,6 +136,26 @@ def _ratios(scores: Risk) -> Metrics:
             **both,
         )
     return found
+
+
+def _of_nobody(scores: Risk) -> Metrics:
+    """How often images resemble decoys, whom nobody was trained on, at the threshold of the filter's network.
+
+    A picture of nobody that looks like everybody is flagged against any people. A teacher that met films moved by two
+    pixels was flagged 35 %, and 31 % against decoys: it had learned the borders of moved films, not patients.
+    """
+    subjects = {"control": scores.test, "teacher": scores.teacher, "filtered": scores.kept, "student": scores.student}
+    control = _values(scores.control, "reid_score")
+    return {
+        f"privacy/{subject}/decoy_ratio": risk.ratio_over_control(
+            _values(table, "decoy_score"),
+            control,
+            scores.percentile,
+            control_clusters=scores.control_patients,
+            clusters=scores.test_patients if subject == "control" else None,
+        )
+        for subject, table in subjects.items()
+    }
 
 
 def _by_images(scores: Risk) -> Metrics:

@@ -30,6 +30,7 @@ def scored(
         "reid_score": pa.array(reid, pa.float32()),
         "nearest_row_id": nearest or [NEAREST] * len(reid),
         "audit_score": pa.array(audit, pa.float32()),
+        "decoy_score": pa.array(reid, pa.float32()),
         "pixel_copy": pa.array([False] * len(audit)),
     }
     return pa.table(columns | more)
@@ -109,6 +110,8 @@ def found() -> Metrics:
         ("teacher/audit_excess", 5 / 6 - 1 / 4, 4),
         ("student/excess", 1 / 5 - 2 / 4, 4),
         ("student/audit_excess", 2 / 5 - 1 / 4, 4),
+        ("control/decoy_ratio", 2 / 4, 4),  # as alike to decoys as to training patients
+        ("teacher/decoy_ratio", 4 / 6, 6),
         ("teacher/reid_ratio_images_1", 1, 1),
         ("teacher/reid_ratio_images_2-3", 1 / 2, 2),
         ("teacher/reid_ratio_images_4-12", 1, 1),

@@ -33,7 +33,7 @@ from pipeline.utility import classifier
 from pipeline.workers import NETWORKS, sample_plan, score_rows
 
 VERSION = 5
-METRICS_VERSION = 6
+METRICS_VERSION = 7
 JUDGE, ENCODER = "classifier", "encoder"
 """Folders of the classifier that judges, and of the encoder that features come from."""
 RECOGNITION = "auditor's embedding, as there are no labels to learn from"
