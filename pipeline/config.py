@@ -246,7 +246,7 @@ class Generator(Section):
     """What the denoiser predicts (Salimans & Ho, arXiv 2202.00512)."""
     snr_gamma: Positive | None = 5.0
     """Min-SNR weighting (arXiv 2303.09556); none weights all timesteps alike."""
-    n_images: Count = 48_000
+    n_images: Count = 57_600
     """Training length, counted in images seen."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     """Images per optimiser step, over all workers."""
