@@ -98,8 +98,8 @@ def _compare_in_place(
     """Give a trained network its eigenfilms, on its own scale.
 
     At thresholds between `STRANGER_FRACS` they add about `PLACE_PART` of the false alarms that its features give,
-    beyond that more: a film redrawn in its place is so much nearer than any stranger's that this finds nearly all, and
-    what is left for the features is nearly all of what they had.
+    beyond that more: a film redrawn in its place is so much nearer than any stranger's that this finds nearly all,
+    and what is left for the features is nearly all of what they had.
     """
     blocks = films.split(EMBED_FILMS)
     model.eigenfilms = EigenFilms.of(torch.cat([standardised(some) for some in blocks]), most).to(films.device)
