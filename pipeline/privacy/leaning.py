@@ -52,7 +52,9 @@ class Leaning:
         """Mean cosine with the nearest members less that with the nearest decoys; NaN if there are too few films."""
         if not (self._eigenfilms.n_components and self._members.shape[1] >= NEAREST):
             return np.full(len(pixels), np.nan)
-        places = self._eigenfilms(torch.cat([_films(pixels), _films(pixels[:1])]))[: len(pixels)].double()
+        films = _films(pixels)
+        # Never one row alone: its product has other last bits than the same row among several.
+        places = self._eigenfilms(torch.cat([films, films[:1]]))[: len(films)].double()
         near, other = (_nearness(places, groups.double()) for groups in (self._members, self._decoys))
         return (near - other).numpy()
 
