@@ -165,9 +165,8 @@ def make_gaps(work: Work) -> Made:
         "rows", ["image"], pc.starts_with(pc.field("row_id"), "kept-")
     )
     own = images.column(records.of_split(work.inputs["ingest"], "audit").images)
-    scores = fit.small(_gaps, work.recipe.score, work.inputs["score/gallery"], people["image"], kept["image"])
     released = {DISTANCE: kept["image"], STUDENT_DISTANCE: of_student["image"]}
-    scores |= fit.small(_distances, people["image"], released, own)
+    scores = fit.small(_nearness, work.recipe.score, work.inputs["score/gallery"], people["image"], released, own)
     columns = people.select(["row_id", "part", "stratum"])
     for name, values in scores.items():
         columns = columns.append_column(name, pa.array(values, pa.float64()))
@@ -175,9 +174,20 @@ def make_gaps(work: Work) -> Made:
     return Made({}, len(people))
 
 
+def _nearness(
+    score: config.Score,
+    gallery: Artifact,
+    films: pa.ChunkedArray,
+    released: Mapping[str, pa.ChunkedArray],
+    own: pa.Array,
+) -> dict[str, np.ndarray]:
+    return _gaps(score, gallery, films, released[DISTANCE]) | _distances(films, released, own)
+
+
 def _gaps(
     score: config.Score, gallery: Artifact, films: pa.ChunkedArray, kept: pa.ChunkedArray
 ) -> dict[str, np.ndarray]:
+    """Logit of each film with the closest kept image, by each network."""
     pixels, released = images.array(films), images.array(kept)
     names = [str(i) for i in range(len(released))]
     found = {}

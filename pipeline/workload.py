@@ -100,7 +100,8 @@ def workload(name: str, made: Manifests) -> Workload:
             return Workload(n, "images", (n * _generator(source, made).flops,), ("membership",))
         case "evaluate", "gaps":
             n = 3 * here["people"]
-            return Workload(n, "images", ((n + made["filter"]["rows"]) * px, n * made["filter"]["rows"]), ("gaps",))
+            released = made["filter"]["rows"] + made["evaluate/student_images"]["rows"]
+            return Workload(n, "images", ((n + released + images["audit"]) * px, n * released), ("gaps",))
         case "evaluate", "":
             n = images["test"] + sum(made[arm]["rows"] for arm in ("sample/0", "filter", "evaluate/student_images"))
             resampled = here["evaluate"]["bootstrap"] * images["test"]
