@@ -37,7 +37,7 @@ from pipeline.cohorts import splits
 from pipeline.config import Recipe, read
 from pipeline.estimate import Estimate, recalls
 from pipeline.generators import autoencoder, folder
-from pipeline.privacy import matching, networks, risk, tracing
+from pipeline.privacy import matching, membership, networks, risk, tracing
 from pipeline.privacy.eigenfilms import EigenFilms
 from pipeline.scan import rows_below_k
 from pipeline.seeds import Origin, numpy_generator, row_seed
@@ -45,6 +45,7 @@ from pipeline.workers import NETWORKS
 
 EIGENFILMS = 128
 MOST_FILMS = 20_000
+MOST_ALIKE = 20
 N_GUESSES = 20
 """Seeds of the first 2^32 that are tried beside the published one."""
 
@@ -88,6 +89,7 @@ def main(recipe: Recipe, store: Store, n_guesses: int = N_GUESSES) -> dict[str, 
         "content": {name: found.as_dict() for name, found in _by_content(truth)._asdict().items()},
         "rows_below_k": rows_below_k(recipe, made, made["release/candidate"].local() / "package"),
         "opinions": _by_opinions(truth),
+        "likeness": _by_likeness(truth),
         "membership": {key: value for key, value in metrics.items() if measures.is_membership(key)},
         "judges": {network: _worst(metrics, network) for network in ("filter_network", "auditor")},
         "verdicts": made["release"].facts["verdicts"],
@@ -163,12 +165,8 @@ def _by_opinions(truth: Truth) -> dict[str, dict[str, dict[str, Any]]]:
     both, which is what the gate judges, has more false alarms, and might hide behind them.
     """
     gallery = truth.made["score/gallery"].local()
-    student = truth.made["evaluate/student_images"].table(
-        "rows", ["image"], pc.starts_with(pc.field("row_id"), "kept-")
-    )
     unseen = {split: records.of_split(truth.made["ingest"], split) for split in ("control", "test")}
-    pixels = {split: films.images for split, films in unseen.items()}
-    pixels |= {"released": truth.released, "student": images.array(student["image"])}
+    pixels = {split: films.images for split, films in unseen.items()} | _synthetic(truth)
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name in NETWORKS:
         model, real = networks.load(gallery / name), matching.Gallery.load(gallery / f"{name}_embeddings.parquet")
@@ -192,6 +190,42 @@ def _by_opinions(truth: Truth) -> dict[str, dict[str, dict[str, Any]]]:
                 if who != "control"
             }
     return found
+
+
+def _by_likeness(truth: Truth) -> dict[str, dict[str, dict[str, Any]]]:
+    """AUC of the mean likeness of a person's film to the few images that are most like it, by each network.
+
+    What is balanced and judged is nearness among eigenfilms; an eye of another kind should see no more than that one.
+    """
+    people = truth.made["evaluate/gaps"].table(columns=["row_id", "part", "stratum"]).sort_by("row_id")
+    films = records.images_of(truth.made["ingest"], people["row_id"])
+    parts, strata = people["part"].to_numpy(), people["stratum"].to_numpy()
+    synthetic, n_rows = _synthetic(truth), truth.recipe.score.batch_size
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in NETWORKS:
+        model = networks.load(truth.made["score/gallery"].local() / name)
+        own = networks.embeddings(model, films, n_rows)
+        found[name] = {}
+        for who, pixels in synthetic.items():
+            there = networks.embeddings(model, pixels, n_rows)
+            with torch.inference_mode():
+                blocks = [
+                    model.pairwise_logits(some, there).topk(min(MOST_ALIKE, len(there)), 1)
+                    for some in own.split(n_rows)
+                ]
+            likeness = torch.cat([block.values.mean(1) for block in blocks]).numpy()
+            sides = [(likeness[parts == part], strata[parts == part]) for part in ("member", "stranger")]
+            (members, of_members), (strangers, of_strangers) = sides
+            auc = membership.membership_auc(members, strangers, of_members, of_strangers, 0)
+            found[name][who] = membership.folded(auc).as_dict()
+    return found
+
+
+def _synthetic(truth: Truth) -> dict[str, UInt8[np.ndarray, "n h w c"]]:
+    student = truth.made["evaluate/student_images"].table(
+        "rows", ["image"], pc.starts_with(pc.field("row_id"), "kept-")
+    )
+    return {"released": truth.released, "student": images.array(student["image"])}
 
 
 def _alone(model: networks.SiameseNetwork, opinion: str) -> networks.SiameseNetwork:
@@ -247,6 +281,10 @@ def _table(result: Mapping[str, Any]) -> Table:
     for key, found in result["membership"].items():
         if key.endswith("_auc") and found["value"] is not None:
             table.add_row(key, "", f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]", "0.50")
+    for judge, by_set in result["likeness"].items():
+        for who, found in by_set.items():
+            told = f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+            table.add_row(f"likeness to {who}", f"by the {judge}", told, "0.50")
     for judge, ratios in result["opinions"].items():
         for who in ("released", "student"):
             found, strangers = ratios[who], ratios["test"]

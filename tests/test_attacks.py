@@ -57,6 +57,17 @@ def test_how_often_content_names_the_patient_is_told_with_its_chance(attacked: d
 
 
 @pytest.mark.slow
+def test_who_is_told_by_likeness_in_another_eye_than_the_balances_is_told_for_both_sets(
+    attacked: dict[str, Any],
+) -> None:
+    for by_set in attacked["likeness"].values():
+        assert {who: found["n"] > 0 and 0.5 <= found["value"] <= 1 for who, found in by_set.items()} == {
+            "released": True,
+            "student": True,
+        }
+
+
+@pytest.mark.slow
 def test_a_store_without_this_recipes_run_is_an_error_that_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"want a finished run .* artifacts missing, such as ingest"):
         attacks.main(read(RECIPE), Store(tmp_path))
