@@ -593,7 +593,9 @@ class Gate(Section):
     images cover."""
     max_membership: Annotated[float, Field(ge=0.5, le=1)] = 0.65
     """Largest upper 95 % bound of the AUC with which an attacker tells who was trained on: by the student's loss on a
-    film, and by the gaps in the kept set."""
+    film, by the gaps in the kept set, and by nearness to it and to the student's images."""
+    max_membership_many: Annotated[float, Field(ge=0.5, le=1)] = 0.8
+    """The same of people with four films or more, by loss and nearness: they are few, so that intervals are wide."""
     n_probe: Count = 400
     """Training images that are changed for the recall conditions."""
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Int8, Int64, UInt8
 
+from pipeline.cohorts.splits import STRATA
 from pipeline.config import Evaluate
 from pipeline.estimate import Estimate, is_small, recall_name, too_small
 from pipeline.privacy import membership as tests
@@ -39,6 +40,14 @@ DISTANCE, STUDENT_DISTANCE = "distance", "student_distance"
 """Columns of `gaps`: from a film to the nearest few kept images, and to the nearest few of the student's."""
 EXACT_COPY, NEAR_COPY = f"{PLANTED}exact-", f"{PLANTED}near-"
 """What the names of planted copies begin with."""
+_WAYS_TO_MANY = {
+    "student/membership": ("membership_student", "loss"),
+    "filtered/nearness": ("gaps", DISTANCE),
+    "student/nearness": ("gaps", STUDENT_DISTANCE),
+}
+MANY_STRATUM, FEWEST_MANY = STRATA.index(4) + 1, 10
+"""From four films on; so few of them say nothing."""
+UNMEASURED = Estimate(float("nan"), 0.5, 1.0, 0)
 STRICT_PERCENTILE = 99.0
 """Of control scores: what only one in a hundred strangers' images reaches."""
 
@@ -106,25 +115,19 @@ def _ratios(scores: Risk) -> Metrics:
         "student": scores.student,
         "student_private_prompts": scores.student_private,
     }
-    patients: dict[str, Any] = {"control_clusters": scores.control_patients}
-    both = patients | {"test_clusters": scores.test_patients}
+    patients: dict[str, Any] = {"control_clusters": scores.control_patients, "test_clusters": scores.test_patients}
     for column, ratio, excess in RATIOS.values():
         control, test = _values(scores.control, column), _values(scores.test, column)
-        found[f"privacy/control/{ratio}"] = risk.ratio_over_control(
-            test, control, scores.percentile, clusters=scores.test_patients, **patients
-        )
+        found[f"privacy/control/{ratio}"] = _ratio(scores, column, test, scores.test_patients)
         for subject, table in subjects.items():
             judged = _values(table, column)
-            found[f"privacy/{subject}/{ratio}"] = risk.ratio_over_control(
-                judged, control, scores.percentile, **patients
-            )
+            found[f"privacy/{subject}/{ratio}"] = _ratio(scores, column, judged)
             found[f"privacy/{subject}/{excess}"] = risk.excess_over_control(
-                judged, test, control, scores.percentile, **both
+                judged, test, control, scores.percentile, **patients
             )
     for network, baseline in scores.baseline.items():
         column, ratio, _ = RATIOS[network]
-        control = _values(scores.control, column)
-        found[f"privacy/baseline/{ratio}"] = risk.ratio_over_control(baseline, control, scores.percentile, **patients)
+        found[f"privacy/baseline/{ratio}"] = _ratio(scores, column, baseline)
     column, _, excess = RATIOS["auditor"]
     subject = {"filtered": scores.kept, "student": scores.student}
     for name, table in subject.items():
@@ -133,7 +136,7 @@ def _ratios(scores: Risk) -> Metrics:
             _values(scores.test, column),
             _values(scores.control, column),
             STRICT_PERCENTILE,
-            **both,
+            **patients,
         )
     return found
 
@@ -145,17 +148,28 @@ def _of_nobody(scores: Risk) -> Metrics:
     pixels was flagged 35 %, and 31 % against decoys: it had learned the borders of moved films, not patients.
     """
     subjects = {"control": scores.test, "teacher": scores.teacher, "filtered": scores.kept, "student": scores.student}
-    control = _values(scores.control, "reid_score")
     return {
-        f"privacy/{subject}/decoy_ratio": risk.ratio_over_control(
+        f"privacy/{subject}/decoy_ratio": _ratio(
+            scores,
+            "reid_score",
             _values(table, "decoy_score"),
-            control,
-            scores.percentile,
-            control_clusters=scores.control_patients,
-            clusters=scores.test_patients if subject == "control" else None,
+            scores.test_patients if subject == "control" else None,
         )
         for subject, table in subjects.items()
     }
+
+
+def _ratio(
+    scores: Risk, column: str, judged: Float[np.ndarray, " n"], clusters: Int64[np.ndarray, " n"] | None = None
+) -> Estimate:
+    """Share of images over the control threshold of a column, with that threshold's own error."""
+    return risk.ratio_over_control(
+        judged,
+        _values(scores.control, column),
+        scores.percentile,
+        clusters=clusters,
+        control_clusters=scores.control_patients,
+    )
 
 
 def _by_images(scores: Risk) -> Metrics:
@@ -164,31 +178,36 @@ def _by_images(scores: Risk) -> Metrics:
     sizes = Counter(patients.values())
     band_of = {patient: next(name for largest, name in SIZES if n <= largest) for patient, n in sizes.items()}
     hidden = too_small(Counter(band_of.values()), scores.k)
-    threshold = _limit(scores, "reid_score")
     found: Metrics = {}
     for subject, table in (("teacher", scores.teacher), ("student_private_prompts", scores.student_private)):
-        bands = [band_of[patients[row_id]] for row_id in table["prompt_row_id"].to_pylist()]
-        ratios = risk.ratio_by_group(risk.flagged(_values(table, "reid_score"), threshold), bands)
-        told = (name for _, name in SIZES if name in ratios and name not in hidden)
-        found |= {f"privacy/{subject}/reid_ratio_images_{name}": ratios[name] for name in told}
+        bands = np.array([band_of[patients[row_id]] for row_id in table["prompt_row_id"].to_pylist()])
+        for _, name in SIZES:
+            if name in bands and name not in hidden:
+                ratio = _ratio(scores, "reid_score", _values(table, "reid_score")[bands == name])
+                found[f"privacy/{subject}/reid_ratio_images_{name}"] = ratio
     return found
 
 
 def _by_finding(scores: Risk) -> Metrics:
     """The ratio of the images that show a finding, and of those that show none."""
-    threshold = _limit(scores, "reid_score")
     found: Metrics = {}
     for subject, table in {"control": scores.test, "teacher": scores.teacher, "student": scores.student}.items():
-        flags, labels = risk.flagged(_values(table, "reid_score"), threshold), scores.shown[subject]
+        labels, judged = scores.shown[subject], _values(table, "reid_score")
         groups = dict(zip(scores.findings, (labels == 1).T, strict=True)) | {NO_FINDING: rules.none_shown(labels)}
         for name, group in groups.items():
-            clusters = scores.test_patients[group] if subject == "control" else np.arange(group.sum())
-            found[f"privacy/{subject}/reid_ratio_finding_{name}"] = risk.clustered(flags[group], clusters)
+            clusters = scores.test_patients[group] if subject == "control" else None
+            found[f"privacy/{subject}/reid_ratio_finding_{name}"] = _ratio(
+                scores, "reid_score", judged[group], clusters
+            )
     return found
 
 
 def _learned(scores: Risk) -> Metrics:
-    """Learned rate and most frequent neighbour, of as many images of each subject."""
+    """Learned rate and most frequent neighbour, of as many images of each subject.
+
+    The rate is of patients, whose number the shares of the splits decide: the number of images would tell who was
+    drawn to train.
+    """
     subjects = {
         "control": scores.test,
         "teacher": scores.teacher,
@@ -196,12 +215,16 @@ def _learned(scores: Risk) -> Metrics:
         "student": scores.student,
     }
     n = min(len(table) for table in subjects.values())
+    patient_of = dict(zip(scores.train["row_id"].to_pylist(), scores.train["patient_id"].to_pylist(), strict=True))
+    n_patients = len(set(patient_of.values()))
     found: Metrics = {}
     for subject, table in subjects.items():
         # Rows stand in the order of the records that prompted them: the first n would be the first records' only.
         chosen = np.sort(numpy_generator(0, "learned", subject).permutation(len(table))[:n])
         nearest = table["nearest_row_id"].take(chosen).to_pylist()
-        found[f"privacy/{subject}/learned_rate"] = risk.learned_rate(nearest, len(scores.train))
+        found[f"privacy/{subject}/learned_rate"] = risk.learned_rate(
+            [patient_of[row_id] for row_id in nearest], n_patients
+        )
         neighbour = risk.most_frequent_neighbour(nearest)
         if neighbour is not None:
             found[f"privacy/{subject}/most_frequent_neighbour"] = neighbour.share
@@ -211,24 +234,25 @@ def _learned(scores: Risk) -> Metrics:
 def _recall(scores: Risk, filter_threshold: float | None) -> Metrics:
     """Share of changed copies of training images that are flagged, by kind of change and by strength.
 
-    By the filter's network at the filter's threshold, and by the auditor at its control threshold.
+    By the filter's network at the filter's threshold, which is what drops images; and by the auditor at its control
+    threshold, with that one's error, as it stands for all unseen patients'. A copy without a score was not found.
     """
-    thresholds = {
-        "filter_network": np.inf if filter_threshold is None else filter_threshold,
-        "auditor": _limit(scores, "audit_score"),
-    }
+    limit = np.inf if filter_threshold is None else filter_threshold
     kinds, factors = _values(scores.changed, "kind"), _values(scores.changed, "factor")
     patients = _values(scores.changed, "patient")
     found: Metrics = {}
-    for network, threshold in thresholds.items():
-        flags = _values(scores.changed, network) >= threshold  # a copy without a score was not found
-        for kind in np.unique(kinds):
-            for factor in np.unique(factors[kinds == kind]):
-                group = (kinds == kind) & (factors == factor)
-                found[f"privacy/{network}/{recall_name(kind, factor)}"] = risk.clustered(
-                    flags[group], patients[group]
-                )
+    by_filter, by_auditor = (_found(_values(scores.changed, network)) for network in RATIOS)
+    for kind in np.unique(kinds):
+        for factor in np.unique(factors[kinds == kind]):
+            group, name = (kinds == kind) & (factors == factor), recall_name(kind, factor)
+            found[f"privacy/filter_network/{name}"] = risk.clustered(by_filter[group] >= limit, patients[group])
+            found[f"privacy/auditor/{name}"] = _ratio(scores, "audit_score", by_auditor[group], patients[group])
     return found
+
+
+def _found(scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Scores of copies that are to be found: one without a score was not."""
+    return np.where(np.isnan(scores), -np.inf, scores)
 
 
 def _planted(scores: Risk) -> Metrics:
@@ -236,11 +260,10 @@ def _planted(scores: Risk) -> Metrics:
     found: Metrics = {}
     names = scores.planted["row_id"]
     for network, (column, _, _) in RATIOS.items():
-        threshold = _limit(scores, column)
         for kind, mark in (("exact", EXACT_COPY), ("near", NEAR_COPY)):
             rows = pc.starts_with(names, mark).to_numpy(zero_copy_only=False)
-            flags = _values(scores.planted, column)[rows] >= threshold
-            found[f"privacy/{network}/planted_{kind}"] = risk.wilson(int(flags.sum()), len(flags))
+            judged = _found(_values(scores.planted, column)[rows])
+            found[f"privacy/{network}/planted_{kind}"] = _ratio(scores, column, judged)
     return found
 
 
@@ -263,6 +286,8 @@ def membership(attacks: Mapping[str, pa.Table], origin: Origin) -> Metrics:
     for subject in ("teacher", "student"):
         table, name = attacks[f"membership_{subject}"], f"privacy/{subject}/membership"
         found |= _told_apart(table, "loss", name, origin)
+        if subject == "teacher":  # the positive control is read as the attack reads it: backwards it did not work
+            found[f"{name}_auc"] = tests.membership_auc(*_compared(table, "loss", "member", "stranger"), origin)
         found[f"{name}_null_auc"] = _auc(table, "loss", "control", "stranger", origin)
     ways = {
         "filter_network": "filtered/gap",
@@ -276,6 +301,23 @@ def membership(attacks: Mapping[str, pa.Table], origin: Origin) -> Metrics:
         # Control patients are the decoys, if there are any: a gap around one looks like a gap around a member.
         found[f"{name}_control_auc"] = _auc(table, column, "control", "stranger", origin)
         found[f"{name}_among_control_auc"] = _auc(table, column, "member", "control", origin)
+    return found | _of_many(attacks, origin)
+
+
+def _of_many(attacks: Mapping[str, pa.Table], origin: Origin) -> Metrics:
+    """The AUCs among people with many films, whom a figure of all hides: they are few, and are learned best.
+
+    No figure if there is no such member, one that was not measured if there are too few of them.
+    """
+    found: Metrics = {}
+    for name, (table, column) in _WAYS_TO_MANY.items():
+        if column not in attacks[table].column_names:
+            continue
+        many = attacks[table].filter(pc.greater_equal(attacks[table]["stratum"], MANY_STRATUM))
+        n_members = pc.sum(pc.equal(many["part"], "member")).as_py() or 0
+        if n_members:
+            auc = _auc(many, column, "member", "stranger", origin) if n_members >= FEWEST_MANY else UNMEASURED
+            found[f"privacy/{name}_many_auc"] = auc
     return found
 
 
@@ -429,9 +471,10 @@ def without_small_cells(metrics: Metrics, test: Records, findings: Sequence[str]
     """The metrics without those that are about fewer than k people.
 
     A finding that fewer than k test patients have, or that fewer than k are known to lack, is left out by name: its n
-    and its figures would tell of single persons.
+    and its figures would tell of single persons. So is what those show who show none.
     """
-    rare = {name for name, column in zip(findings, test.labels.T, strict=True) if _is_rare(column, test.patients, k)}
+    columns = dict(zip(findings, test.labels.T, strict=True)) | {NO_FINDING: rules.none_shown(test.labels)}
+    rare = {name for name, column in columns.items() if _is_rare(column, test.patients, k)}
     return {key: found for key, found in metrics.items() if _finding_of(key) not in rare and not is_small(found.n, k)}
 
 
@@ -442,11 +485,6 @@ def _is_rare(labels: Int8[np.ndarray, " n"], patients: Int64[np.ndarray, " n"], 
 def _finding_of(key: str) -> str:
     name = key.rsplit("/", 1)[1]
     return name.removeprefix("reid_ratio_finding_").removeprefix("auroc_")
-
-
-def _limit(scores: Risk, column: str) -> float:
-    """The control threshold of a network."""
-    return risk.control_threshold(_values(scores.control, column), scores.percentile).value
 
 
 def _values(table: pa.Table, column: str) -> np.ndarray:

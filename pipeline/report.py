@@ -36,7 +36,8 @@ class StepRow(NamedTuple):
 
     word: str
     part: str
-    rows: int
+    rows: int | None
+    """None where the public edition does not tell."""
     seconds: float
     reused: bool
     artifact: str

@@ -73,7 +73,7 @@ class ScoreImages:
             pa.array(nearest, pa.string()),
             pa.array(found[0].margin.numpy(), pa.float32()),
             pa.array(decoys.reid_score.numpy(), pa.float32()),
-            pa.array(self._leaning(pixels), pa.float32()),
+            pa.array(list(self._leaning(pixels)), pa.list_(pa.float32())),
             pa.array(self._originals.copies(pixels)),
             pa.array(found[1].reid_score.numpy(), pa.float32()),
         ]

@@ -18,7 +18,7 @@ from pipeline.privacy.rules import none_shown
 from pipeline.records import Records, Synthetic
 from pipeline.utility import classifier
 
-NEAREST = "r00"
+NEAREST = "a00"
 
 
 def scored(
@@ -240,7 +240,7 @@ def test_the_recall_counts_a_copy_at_the_threshold_as_caught() -> None:
 
 
 def test_the_learned_rate_is_of_as_many_images_of_each_subject(found: Metrics) -> None:
-    n_train = len(TRAIN)
+    n_train = len({patient for _, patient in TRAIN})
     # Four test images are the fewest: of the teacher's six neighbours, all different, four count.
     assert found["privacy/teacher/learned_rate"].value == pytest.approx(4 / n_train)
     assert found["privacy/control/learned_rate"].value == pytest.approx(1 / n_train)
@@ -260,7 +260,7 @@ def test_the_images_that_the_learned_rate_counts_are_not_those_of_the_first_trai
         nearest=[names[i // 10] for i in range(n_samples)],
         prompt_row_id=[names[i // 10] for i in range(n_samples)],
     )
-    unseen = scored([0.1] * 100, [0.1] * 100)
+    unseen = scored([0.1] * 100, [0.1] * 100, nearest=["000"] * 100)
     train = pa.table({"row_id": names, "patient_id": names})
     private = scored([0.1], [0.1], prompt_row_id=["000"])
     others: dict[str, Any] = dict.fromkeys(("test", "student", "kept"), unseen)
@@ -309,6 +309,13 @@ def test_an_attack_that_reads_its_score_the_wrong_way_round_is_as_good() -> None
     assert found["privacy/student/membership_tpr"].value == found["privacy/filtered/gap_tpr"].value == 1
 
 
+def test_the_positive_control_is_read_as_the_attack_reads_it() -> None:
+    low, high = np.linspace(0.1, 0.2, 60).tolist(), np.linspace(0.3, 0.4, 60).tolist()
+    backwards = people(high, low, low, "loss", "filter_network", "auditor")
+    attacks = dict.fromkeys(("membership_teacher", "membership_student", "gaps"), backwards)
+    assert measures.membership(attacks, 0)["privacy/teacher/membership_auc"].value == 0
+
+
 def of_people(labels: Sequence[Sequence[int]], patients: Sequence[int], images: np.ndarray | None = None) -> Records:
     pixels = np.zeros((len(labels), 8, 8, 1), np.uint8) if images is None else images
     return Records(pa.table({"row_id": []}), pixels, np.array(labels, np.int8), np.array(patients))
@@ -329,6 +336,28 @@ def test_a_finding_that_fewer_than_k_patients_have_or_are_known_to_lack_is_left_
         "utility/real/macro_auroc",
         "privacy/student/reid_ratio_finding_none",
     }
+
+
+def test_what_fewer_than_k_patients_show_none_of_is_left_out_too() -> None:
+    # Twelve films without a finding, all of one patient.
+    test = of_people([[1]] * 6 + [[0]] * 12, [*range(6), *[6] * 12])
+    some = Estimate(0.8, 0.7, 0.9, 12)
+    told = {"privacy/student/reid_ratio_finding_none": some, "privacy/control/reid_ratio_finding_none": some}
+    assert measures.without_small_cells(told, test, ["edema"], k=3) == {}
+
+
+def test_the_recall_of_the_auditor_knows_that_its_threshold_is_estimated() -> None:
+    rng = np.random.default_rng(0)
+    control = scored([0.1] * 40, rng.uniform(size=40).tolist())
+    copies = rng.uniform(0.5, 1, 400)
+    columns = {"kind": ["blur"] * 400, "factor": [1.0] * 400, "patient": list(range(400))}
+    changed = pa.table(columns | {"filter_network": copies, "auditor": copies})
+    given = scores(control=control, control_patients=np.arange(40), changed=changed)
+    found = measures.privacy(given, filter_threshold=0.75)
+    width = {name: found[f"privacy/{name}/recall_blur_x1"] for name in ("filter_network", "auditor")}
+    assert width["auditor"].high - width["auditor"].low > 2 * (
+        width["filter_network"].high - width["filter_network"].low
+    )
 
 
 def test_a_rare_finding_can_be_had_neither_from_a_mean_nor_from_those_who_show_none() -> None:

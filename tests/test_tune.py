@@ -469,7 +469,7 @@ def test_trials_on_shuffled_scores_have_a_flat_ratio_and_on_true_ones_they_do_no
         nothing = {
             "pixel_copy": at_risk & False,
             "decoy_score": at_risk * 0.0,
-            "lean": at_risk * 0.0,
+            "lean": [[0.0]] * len(at_risk),
         }  # no other reason to drop
         rewritten(store, "score/0", scores, {"reid_score": reid_scores, **nothing})
         rewritten(store, "tune/scores", artifacts["tune/scores"].table(), {"judge_score": at_risk})

@@ -55,6 +55,8 @@ class Evidence(NamedTuple):
     """Of near copies."""
     membership: Mapping[str, Estimate]
     """By attack, the AUC with which members are told from strangers."""
+    membership_many: Mapping[str, Estimate]
+    """The same of people with many films, where there are any among the members."""
     membership_null: Mapping[str, Estimate]
     """By attack, where it was measured, the AUC with which strangers are told from other strangers."""
     membership_teacher: Estimate
@@ -95,7 +97,11 @@ def judge(evidence: Evidence, conditions: config.Gate, *, auc_floor: float, min_
             member(attack, auc, evidence.membership_null.get(attack), conditions.max_membership)
             for attack, auc in evidence.membership.items()
         ),
-        found_members(evidence.membership_teacher),
+        *(
+            member(f"{attack}, people with many films", auc, None, conditions.max_membership_many)
+            for attack, auc in evidence.membership_many.items()
+        ),
+        found_members(evidence.membership_teacher, conditions.max_membership),
         at_least("coverage", evidence.coverage, conditions.min_coverage, "a collapsed student only looks private"),
         *(network(name, auc, auc_floor) for name, auc in evidence.network_auc.items()),
         *(size(name, n, min_unseen) for name, n in evidence.n_unseen.items()),
@@ -157,10 +163,15 @@ def member(attack: str, auc: Estimate, null: Estimate | None, limit: float) -> V
     return Verdict(f"membership by {attack}", verdict, measured, f"upper bound at most {limit:.2f}", why)
 
 
-def found_members(teacher: Estimate) -> Verdict:
-    """Passes if the attack finds members where there must be some to be found: by the teacher's loss."""
+def found_members(teacher: Estimate, limit: float) -> Verdict:
+    """Passes if the attack finds members where there must be some to be found: by the teacher's loss.
+
+    The AUC is read as the attack reads it, a smaller loss being a member's: under 0.5 it finds strangers.
+    """
     verdict = PASS if teacher.n and teacher.low > CHANCE else UNSURE
     why = "the attack works" if verdict == PASS else "an attack that finds nothing by the teacher proves nothing"
+    if verdict == PASS and teacher.high <= limit:
+        why += f", but seldom: the teacher too is under the {limit:.2f} that is asked of the student"
     return Verdict("membership attack, on the teacher", verdict, f"AUC {_decimal(teacher)}", "over 0.50", why)
 
 

@@ -36,7 +36,8 @@ class Comparable(NamedTuple):
 
 
 class Attack(NamedTuple):
-    """What an attacker reaches at a threshold that was set on other strangers; NaN if too few strangers set it."""
+    """What an attacker reaches at a threshold that was set on other strangers; NaN if too few strangers set it, or
+    somebody has no score."""
 
     true_positive_rate: Estimate
     """Share of members at or over the threshold; n members. Its interval is for the threshold that exactly the wanted
@@ -68,14 +69,15 @@ def membership_auc(
     where all pairs are in order, which a bootstrap takes for certain, it is Wilson's for the smaller side.
     Simulated with three strata it holds the truth in 94-96 of 100 for 300 and 200 people and for 60 and 40, in 90-94
     for 20 and 20.
-    NaN in [0, 1] with n = 0 if nobody can be compared.
+    NaN in [0, 1] with n = 0 if nobody can be compared, or somebody has no score: whoever is hardest to tell apart may
+    be the one without.
     Source: Mann & Whitney, Ann. Math. Stat. 18:50 (1947); weights: direct standardisation; bootstrap: Efron &
     Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
     """
     kept = comparable(member_strata, stranger_strata)
     members, strangers = members[kept.members], strangers[kept.strangers]
     n_members, n_strangers = len(members), len(strangers)
-    if n_members == 0:
+    if n_members == 0 or _lacks_scores(members, strangers):
         return wilson(0, 0)
     strata = _codes(np.asarray(member_strata)[kept.members], np.asarray(stranger_strata)[kept.strangers])
     generator = numpy_generator(seed, "membership")
@@ -83,11 +85,12 @@ def membership_auc(
         (_drawn(n_members, generator), _drawn(n_strangers, generator)) for _ in range(n_resamples)
     ]
     areas = [weighted_auc(members, strangers, *_matched(*strata, *drawn)) for drawn in counts]
-    low, high = np.nanpercentile(areas[1:], (2.5, 97.5)).tolist()
+    auc = _exact_at_its_ends(areas[0])
+    low, high = (_exact_at_its_ends(end) for end in np.nanpercentile(areas[1:], (2.5, 97.5)).tolist())
     smaller = min(n_members, n_strangers)
-    if areas[0] in (0.0, 1.0):
-        low, high = wilson(int(areas[0]) * smaller, smaller)[1:3]
-    return Estimate(areas[0], low, high, n_members + n_strangers)
+    if auc in (0.0, 1.0):
+        low, high = wilson(int(auc) * smaller, smaller)[1:3]
+    return Estimate(auc, low, high, n_members + n_strangers)
 
 
 def folded(auc: Estimate) -> Estimate:
@@ -127,7 +130,7 @@ def true_positive_rate(
     kept = np.isin(of_member, np.intersect1d(of_stranger[halves[0]], of_stranger[halves[1]]))
     setting, telling = (half[np.isin(of_stranger[half], of_member[kept])] for half in halves)
     unmeasured = wilson(0, 0)
-    if not kept.any() or len(setting) * false_positive < 1:
+    if not kept.any() or len(setting) * false_positive < 1 or _lacks_scores(members, strangers):
         return Attack(unmeasured, unmeasured)
     weights = [_weights(of_member[kept], of_stranger[half]) for half in (setting, telling)]
     limit = _threshold(strangers[setting], weights[0], false_positive)
@@ -139,6 +142,15 @@ def true_positive_rate(
     fewest, most = (end.value for end in at_ends)
     found = widened(found, max(0.0, found.value - fewest), max(0.0, most - found.value), floor=0.0)
     return Attack(found, _weighted_share(strangers[telling] >= limit, weights[1]))
+
+
+def _lacks_scores(members: Float[np.ndarray, " m"], strangers: Float[np.ndarray, " s"]) -> bool:
+    return bool(np.isnan(members).any() or np.isnan(strangers).any())
+
+
+def _exact_at_its_ends(area: float) -> float:
+    """The area without what the rounding of weights adds to 0 and to 1."""
+    return float(round(area)) if math.isclose(area, round(area), abs_tol=1e-9) else area
 
 
 def _codes(

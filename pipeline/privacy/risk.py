@@ -220,24 +220,14 @@ def two_proportion_p(successes_a: int, n_a: int, successes_b: int, n_b: int) -> 
     return float(norm.sf((successes_a / n_a - successes_b / n_b) / error))
 
 
-def ratio_by_group(
-    flags: Bool[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"] | Sequence[str]
-) -> dict[str, Estimate]:
-    """Share of flagged images in each group (a prompt class, a number of images per patient), by group name."""
-    names = np.asarray(groups).astype(str)
-    return {
-        str(name): wilson(int(flags[names == name].sum()), int((names == name).sum())) for name in np.unique(names)
-    }
-
-
-def learned_rate(nearest_ids: Shaped[np.ndarray, " n"] | Sequence[str], n_train: int) -> Estimate:
-    """Share of the training images that are the nearest neighbour of at least one synthetic image.
+def learned_rate(nearest_patients: Shaped[np.ndarray, " n"] | Sequence[str], n_patients: int) -> Estimate:
+    """Share of the training patients of whom a film is the nearest neighbour of at least one synthetic image.
 
     Grows with the number of synthetic images, so compare it only at the same n of them. A low rate next to a low
-    re-identification ratio may be a collapsed generator. The interval treats the training images as independent.
-    Source: "learned rate" of MischaD/UltrasoundPrivacy (20-33 % there).
+    re-identification ratio may be a collapsed generator.
+    Source: after the "learned rate" of MischaD/UltrasoundPrivacy, which counts training images (20-33 % there).
     """
-    return wilson(len(set(nearest_ids)), n_train)
+    return wilson(len(set(nearest_patients)), n_patients)
 
 
 class Neighbour(NamedTuple):

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int8, Shaped
 from scipy.stats import beta, binom
 
 from pipeline.config import ConfigError, Filter
-from pipeline.privacy.leaning import balanced
+from pipeline.privacy.leaning import MOST_FILMS, balanced
 from pipeline.privacy.risk import clustered
 from pipeline.tables import FILTERED, SCORES, require
 
@@ -35,7 +35,7 @@ DECOYS_TOLD = (
 )
 BALANCE_TOLD = (
     "What lies nearest to training patients is dropped as well, until the rest lies in the mean no nearer to them "
-    "than to the unseen ones."
+    f"than to the unseen ones, nor to those of them with few or with many images ({MOST_FILMS} of each at most)."
 )
 
 
@@ -76,8 +76,9 @@ def filter_table(
     Beside the rule, every rule but `none` drops pixel copies of real images, which a network may overlook. With
     `decoys` images are dropped as well that score as much over unseen patients who stand beside the gallery, so that
     the gap around a training image looks like those around the decoys, and at the end, of what is left, those that
-    lean most to training patients, until the rest leans in the mean to nobody (`leaning.balanced`). `shown` holds the
-    labels of each image (1 present, 0 absent, -1 unknown); it is read where the recipe caps the images of a finding.
+    lean most to training patients, until the rest leans in the mean to no band of them (`leaning.balanced`).
+    `shown` holds the labels of each image (1 present, 0 absent, -1 unknown); it is read where the recipe caps the
+    images of a finding.
     The calibration is that of `threshold`.
     Raises: SchemaError if the table is not one of scores, ConfigError if the calibration cannot carry the rule.
     """
@@ -102,7 +103,7 @@ def filter_table(
         reason[kept[~within_cap(values[kept], shown[kept], rule.max_per_class)]] = 4
     if decoys and decision.threshold is not None:
         decision = decision._replace(guarantee=f"{decision.guarantee} {DECOYS_TOLD}")
-        leans = scores["lean"].to_numpy().astype(np.float64)
+        leans = _leans(scores["lean"])
         if not np.isnan(leans[reason == 0]).any():  # else there are too few films to say what leans
             left = np.flatnonzero(reason == 0)
             reason[left[~balanced(leans[left])]] = 6
@@ -113,6 +114,17 @@ def filter_table(
         pa.DictionaryArray.from_arrays(pa.array(reason), REASONS),
     ]
     return pa.table(columns, schema=FILTERED), decision
+
+
+def _leans(column: pa.ChunkedArray) -> Float[np.ndarray, "n b"]:
+    """The column as a matrix; NaN for an image without scores."""
+    scored = column.is_valid().to_numpy()
+    if not scored.any():
+        return np.full((len(column), 1), np.nan)
+    values = column.drop_null().combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(scored.sum(), -1)
+    leans = np.full((len(column), values.shape[1]), np.nan)
+    leans[scored] = values
+    return leans
 
 
 def within_cap(scores: Float[np.ndarray, " n"], shown: Int8[np.ndarray, "n k"], most: int) -> Bool[np.ndarray, " n"]:
@@ -217,20 +229,20 @@ def _recall(recall: float, confidence: float, same_patient: Calibration) -> Deci
     failed in 0-4 % of cohorts, by image in 54, 13 and 0 % at recall .6 and in 54, 8 and 0 % at recall .95.
     Source: Wilks, Ann. Math. Stat. 12:91 (1941); Clopper & Pearson, Biometrika 26:404 (1934).
     """
-    n, n_images = len(same_patient.by_patient), len(same_patient.scores)
+    n = len(same_patient.by_patient)
     n_candidates = int(np.sum(binom.cdf(np.arange(n), n, 1 - recall) <= 1 - confidence))
     if n_candidates == 0:
         raise ConfigError(
             f"filter.recall: want {_patients_for(recall, confidence)} patients with same-patient scores for recall "
             f"{recall:g} at confidence {confidence:g}, got {n} — lower one of the two or probe more patients"
         )
-    n_missed = math.floor(n_images * (1 - recall) + 1e-9)
+    n_missed = math.floor(len(same_patient.scores) * (1 - recall) + 1e-9)
     of_images = float(np.sort(same_patient.scores)[n_missed])
     limit = min(float(np.sort(same_patient.by_patient)[n_candidates - 1]), of_images)
     guarantee = (
         f"Drops scores from {limit:.4g}: with {confidence:.0%} confidence a patient's image is caught with a chance "
         f"of at least {recall:.1%}, each patient counting once, if patients are like the {n:,} probed ones in the "
-        f"gallery (one image of each); of all {n_images:,} probed images as many are caught. For images of other "
+        f"gallery (one image of each); of all their probed images as many are caught. For images of other "
         "patients nothing is promised if a few have most of them. Copies that a generator makes may differ."
     )
     return Decision(limit, guarantee, n)

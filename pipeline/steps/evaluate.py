@@ -33,7 +33,7 @@ from pipeline.utility import classifier
 from pipeline.workers import NETWORKS, sample_plan, score_rows
 
 VERSION = 5
-METRICS_VERSION = 7
+METRICS_VERSION = 8
 JUDGE, ENCODER = "classifier", "encoder"
 """Folders of the classifier that judges, and of the encoder that features come from."""
 RECOGNITION = "auditor's embedding, as there are no labels to learn from"
@@ -302,10 +302,7 @@ def make(work: Work) -> Made:
         "encoder": work.inputs["evaluate/encoder"].facts["encoder"],
         **{f"n_{split}": work.inputs["ingest"].facts["images_by_split"][split] for split in ("control", "test")},
         "n_train": {arm: work.inputs[f"evaluate/{arm}"].facts["n_train"] for arm in arms},
-        "train": {
-            "images": work.inputs["ingest"].facts["images_by_split"]["train"],
-            "patients": work.inputs["ingest"].facts["patients_by_split"]["train"],
-        },
+        "n_train_patients": work.inputs["ingest"].facts["patients_by_split"]["train"],
     }
     return Made(facts, len(metrics))
 

@@ -25,7 +25,7 @@ from pipeline.seeds import numpy_generator, row_seed
 from pipeline.tables import KEPT, SCORES
 from pipeline.task import Made, Task, Work, rounds_of
 
-VERSION = 6
+VERSION = 7
 
 
 class NothingKeptError(RuntimeError):
@@ -148,11 +148,15 @@ def make_kept(work: Work) -> Made:
 
 
 def _told_levels(ingest: Mapping[str, Any], k: int) -> dict[str, int]:
-    """Training records by the detail of them that crosses; levels that too few patients have are one."""
+    """Percent of training records by the detail of them that crosses; levels that too few patients have are one.
+
+    How many records there are would tell who was drawn to train, where one patient has very many.
+    """
     levels: dict[str, int] = ingest["prompt_levels"]
     merged = too_small(ingest["prompt_level_patients"], k)
     told = {level: n for level, n in levels.items() if level not in merged}
-    return told | ({"one of: " + "; ".join(sorted(merged)): sum(levels[level] for level in merged)} if merged else {})
+    told |= {"one of: " + "; ".join(sorted(merged)): sum(levels[level] for level in merged)} if merged else {}
+    return {level: round(100 * n / sum(levels.values())) for level, n in told.items()}
 
 
 def _of_all(plan: pa.Table, scores: pa.Table) -> pa.Table:
@@ -161,7 +165,7 @@ def _of_all(plan: pa.Table, scores: pa.Table) -> pa.Table:
     names = plan["row_id"].filter(missing)
     nan = np.full(len(names), np.nan)
     unscored = {"row_id": names, "pixel_copy": np.zeros(len(names), bool)}
-    unscored |= dict.fromkeys(("reid_score", "decoy_score", "lean"), nan)
+    unscored |= dict.fromkeys(("reid_score", "decoy_score"), nan)
     columns = [unscored.get(field.name, pa.nulls(len(names), field.type)) for field in SCORES]
     return pa.concat_tables([scores, pa.table(columns, names=SCORES.names).cast(SCORES)]).sort_by("row_id")
 

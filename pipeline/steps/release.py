@@ -117,6 +117,11 @@ def _evidence(
         planted_exact={name: of(f"{key}/planted_exact") for key, name in NETWORKS.items()},
         planted_near={name: of(f"{key}/planted_near") for key, name in NETWORKS.items()},
         membership={name: of(f"{key}_auc") for name, key in attacks.items()},
+        membership_many={
+            name: metrics[f"privacy/{key}_many_auc"]
+            for name, key in attacks.items()
+            if f"privacy/{key}_many_auc" in metrics
+        },
         membership_null={
             "the student's loss": of("student/membership_null_auc"),
             "nearness to the kept set": of("filtered/nearness_control_auc"),

@@ -33,7 +33,7 @@ from pipeline.report import Drop, LedgerRow, Pair, Private, Report, StepRow, ren
 from pipeline.seeds import numpy_generator
 from pipeline.task import Made, Task, Work, rounds_of
 
-VERSION = 5
+VERSION = 6
 GRID_IMAGES = 24
 WORST_PAIRS = 12
 
@@ -90,8 +90,18 @@ def _for_the_public(report: Report, k: int) -> Report:
     if n_small:
         told.append(Drop("left out of the public edition", f"reasons with fewer than {k} rows each", n_small))
     by_class = {name: n for name, n in report.kept_by_class.items() if not any(is_small(count, k) for count in n)}
-    steps = [step._replace(rows=rounded(step.rows)) if step.word == "ingest" else step for step in report.steps]
+    steps = [_of_the_public(step) for step in report.steps]
     return dataclasses.replace(report, dropped=told, kept_by_class=by_class, steps=steps)
+
+
+def _of_the_public(step: StepRow) -> StepRow:
+    """How many films the gallery holds would tell who was drawn to train, where one of them has very many."""
+    match step.word, step.part:
+        case "ingest", _:
+            return step._replace(rows=rounded(step.rows or 0))
+        case "score", "gallery":
+            return step._replace(rows=None)
+    return step
 
 
 def _is_of_table(drop: Drop) -> bool:
@@ -229,9 +239,8 @@ def _dropped(inputs: Mapping[str, Artifact]) -> list[Drop]:
         Drop("filter", reason, n, decided.manifest["rows"]) for reason, n in reasons.items() if reason != "kept"
     ]
     drops += [Drop("filter: images short of the quota", name, n) for name, n in decided.facts["shortfall"].items()]
-    n_prompts = sum(kept["prompt_levels"].values())
     return drops + [
-        Drop("prompts, by detail that crosses", name, n, n_prompts) for name, n in kept["prompt_levels"].items()
+        Drop("percent of prompts, by detail that crosses", name, n, 100) for name, n in kept["prompt_levels"].items()
     ]
 
 

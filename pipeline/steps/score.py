@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import UInt8
 
 from pipeline import config, fit, images, records
 from pipeline.artifact import Artifact
@@ -23,7 +22,7 @@ from pipeline.seeds import numpy_generator
 from pipeline.task import Made, Task, Work
 from pipeline.workers import DECOYS, LEANING, NETWORKS, score_rows
 
-VERSION = 6
+VERSION = 7
 UNSEEN = ("control", "test")
 
 
@@ -79,25 +78,26 @@ def make_gallery(work: Work) -> Made:
     )
     trained = {name: work.inputs[f"identify/{name}"] for name in NETWORKS}
     section, group = work.recipe.score, fit.Group(cpus=work.recipe.score.cpus_per_actor)
-    people = [_one_a_patient(work, films) for films in (train, decoys)]
-    same_patient = fit.small(
-        _gallery, train, decoys, (others.images, *people), trained, section, out=work.draft.folder, group=group
-    )
+    leaning = _for_leaning(work, train, decoys, others)
+    same_patient = fit.small(_gallery, train, decoys, leaning, trained, section, out=work.draft.folder, group=group)
     work.draft.write_table(same_patient, "same_patient")
     work.draft.write_table(pa.table({"row_id": train.row_ids, "image": records.image_column(train.images)}), "images")
     return Made({"patients": len(set(train.patients.tolist()))}, len(train.images))
 
 
-def _one_a_patient(work: Work, films: Records) -> UInt8[np.ndarray, "p h w c"]:
-    """A film of each patient, both in random order."""
-    order = numpy_generator(work.origin, "leaning").permutation(len(films.patients))
-    return films.images[order[np.sort(np.unique(films.patients[order], return_index=True)[1])]]
+def _for_leaning(work: Work, train: Records, decoys: Records, others: Records) -> tuple[np.ndarray, ...]:
+    """What `Leaning.of` takes: films in random order, one of each decoy."""
+    drawn, unseen = (
+        numpy_generator(work.origin, "leaning").permutation(len(some.patients)) for some in (train, decoys)
+    )
+    one_each = unseen[np.sort(np.unique(decoys.patients[unseen], return_index=True)[1])]
+    return others.images, train.images[drawn], train.patients[drawn], decoys.images[one_each]
 
 
 def _gallery(
     train: Records,
     decoys: Records,
-    leaning: tuple[np.ndarray, np.ndarray, np.ndarray],
+    leaning: tuple[np.ndarray, ...],
     trained: dict[str, Artifact],
     score: config.Score,
     out: Path,

@@ -42,6 +42,7 @@ GOOD = Evidence(
     planted_near={name: wilson(100, 100) for name in NETWORKS},
     membership={"the student's loss": GUESSING, "gaps in the kept set": GUESSING},
     membership_null={"the student's loss": Estimate(0.51, 0.47, 0.55, 900)},
+    membership_many={"nearness": Estimate(0.6, 0.5, 0.74, 60)},
     membership_teacher=TOLD,
     coverage=Estimate(0.6, 0.55, 0.65, 1000),
     network_auc={name: Estimate(0.99, 0.985, 0.995, 900) for name in NETWORKS},
@@ -165,8 +166,11 @@ def test_members_that_are_found_fail_unless_strangers_are_found_too() -> None:
 
 
 def test_an_attack_must_find_members_where_there_are_some_to_be_found() -> None:
-    assert found_members(TOLD).verdict == "pass"
-    assert found_members(Estimate(0.53, 0.5, 0.56, 900)).verdict == UNSURE
+    assert found_members(TOLD, 0.65).verdict == "pass"
+    assert found_members(Estimate(0.53, 0.5, 0.56, 900), 0.65).verdict == UNSURE
+    assert found_members(Estimate(0.4, 0.35, 0.45, 900), 0.65).verdict == UNSURE  # members seem strangers
+    assert "the teacher too is under" in found_members(Estimate(0.58, 0.54, 0.62, 900), 0.65).why
+    assert "the teacher too" not in found_members(TOLD, 0.65).why
 
 
 def test_a_floor_lowered_by_the_recipe_does_not_make_a_weak_network_evidence() -> None:

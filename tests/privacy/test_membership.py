@@ -46,6 +46,24 @@ def test_nobody_to_compare_leaves_every_auc_possible() -> None:
     assert folded(auc)[1:] == (0.5, 1.0, 0)
 
 
+def test_somebody_without_a_score_leaves_everything_possible() -> None:
+    random = np.random.default_rng(0)
+    members, strangers = random.normal(1, 1, 60), random.normal(0, 1, 60)
+    for who in (members, strangers):
+        kept, who[::3] = who[::3].copy(), np.nan
+        auc = membership_auc(members, strangers, ONE[:60], ONE[:60], seed=0)
+        rate = true_positive_rate(members, strangers, ONE[:60], ONE[:60], generator=random)
+        assert auc[1:] == (0.0, 1.0, 0) and rate.true_positive_rate.n == 0
+        who[::3] = kept
+
+
+@pytest.mark.parametrize(("n_members", "n_strangers"), [(7, 60), (60, 7), (11, 13)])
+def test_the_rounding_of_weights_makes_no_certainty(n_members: int, n_strangers: int) -> None:
+    strata = [str(i % 3) for i in range(60)]
+    auc = membership_auc(np.ones(n_members), np.zeros(n_strangers), strata[:n_members], strata[:n_strangers], seed=0)
+    assert auc.value == auc.high == 1 and auc.low < 0.9
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_pairs_that_are_all_in_order_are_not_certainty(sign: int) -> None:
     auc = membership_auc(sign * np.arange(10.0, 20.0), sign * np.arange(8.0), ONE[:10], ONE[:8], seed=0)

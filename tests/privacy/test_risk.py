@@ -20,7 +20,6 @@ from pipeline.privacy.risk import (
     excess_over_control,
     learned_rate,
     most_frequent_neighbour,
-    ratio_by_group,
     ratio_over_control,
     two_proportion_p,
     wilson,
@@ -146,14 +145,8 @@ def covers(estimate: Estimate, truth: float) -> bool:
     return estimate.low <= truth <= estimate.high
 
 
-def test_each_group_has_its_own_share_and_n() -> None:
-    flags = np.array([True, False, True, True, False])
-    by_group = ratio_by_group(flags, ["effusion", "effusion", "none", "none", "none"])
-    assert by_group == {"effusion": wilson(1, 2), "none": wilson(2, 3)}
-
-
-def test_learned_rate_counts_training_images_once() -> None:
-    assert learned_rate(["a", "b", "a", "a"], n_train=8) == wilson(2, 8)
+def test_learned_rate_counts_training_patients_once() -> None:
+    assert learned_rate(["a", "b", "a", "a"], n_patients=8) == wilson(2, 8)
 
 
 def test_the_most_frequent_neighbour_of_equals_is_the_first_by_name() -> None:

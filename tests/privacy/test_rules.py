@@ -31,7 +31,7 @@ def scores(*values: float | None, copies: Collection[int] = ()) -> pa.Table:
         "nearest_row_id": ["r"] * n,
         "margin": [0.0] * n,
         "decoy_score": [0.0] * n,
-        "lean": [0.0] * n,
+        "lean": [[0.0]] * n,
         "pixel_copy": [i in copies for i in range(n)],
     }
     return pa.table(columns, schema=SCORES)
@@ -75,9 +75,9 @@ def test_a_pixel_copy_is_dropped_by_every_rule_however_low_it_scores(rule: Filte
 
 
 def test_with_decoys_what_leans_most_to_training_patients_is_dropped_until_the_rest_leans_to_nobody() -> None:
-    leans = [0.3, -0.2, 0.1, -0.1, 0.25]
+    leans = [[0.3], [-0.2], [0.1], [-0.1], [0.25]]
     table = scores(*[0.0] * 4, 1.0)
-    table = table.set_column(table.schema.get_field_index("lean"), "lean", pa.array(leans, pa.float32()))
+    table = table.set_column(table.schema.get_field_index("lean"), "lean", pa.array(leans, pa.list_(pa.float32())))
     filtered, decision = filtered_by(table, percentile(80), control=CONTROL, same_patient=SAME, decoys=True)
     reasons = ["nearer to training patients than to decoys", "kept", "kept", "kept", "over the threshold"]
     assert filtered["reason"].to_pylist() == reasons
@@ -88,7 +88,7 @@ def test_with_decoys_what_leans_most_to_training_patients_is_dropped_until_the_r
 
 def test_the_balance_holds_for_what_is_left_by_a_cap() -> None:
     table = scores(0.0, 0.1, 0.2, 0.3)
-    leans = pa.array([0.3, 0.2, -0.3, -0.3], pa.float32())
+    leans = pa.array([[0.3], [0.2], [-0.3], [-0.3]], pa.list_(pa.float32()))
     table = table.set_column(table.schema.get_field_index("lean"), "lean", leans)
     rule = Filter(rule="fixed", fixed=FixedRule(threshold=0.5), max_per_class=3)
     told = {"control": NONE, "same_patient": NONE, "shown": np.ones((4, 1), np.int8), "decoys": True}
