@@ -1,6 +1,8 @@
 """Does a release deserve the word? The attacks of a finished store, for a provider before a release.
 
-    python -m benchmarks.attacks jobs/recipes/phantom.yaml --store runs/demo
+    python -m benchmarks.attacks jobs/recipes/phantom.yaml --store runs/demo [--guesses 20] [--section.key value ...]
+
+The recipe and its overrides are those of the run: with another seed or key file there is no such run in the store.
 
 Tries to trace released images, order and membership to private rows with everything that is public (program,
 recipe, seed) and with other guesses of the seed; the store's secret is the positive control: with it, all must be
@@ -15,12 +17,10 @@ stderr. Reads `private/`: it is for the custodian.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,10 +31,12 @@ from jaxtyping import UInt8
 from rich.console import Console
 from rich.table import Table
 
+from jobs.command import fail, options
 from pipeline import images, measures, package, plan, records, secret
 from pipeline.artifact import Artifact, ArtifactError, Store
 from pipeline.cohorts import splits
-from pipeline.config import Recipe, read
+from pipeline.cohorts.table import CohortError
+from pipeline.config import ConfigError, Recipe
 from pipeline.estimate import Estimate, recalls
 from pipeline.generators import autoencoder, folder
 from pipeline.privacy import matching, membership, networks, risk, tracing
@@ -295,12 +297,10 @@ def _table(result: Mapping[str, Any]) -> Table:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--store", required=True)
-    parser.add_argument("--guesses", type=int, default=N_GUESSES)
-    given = parser.parse_args()
-    outcome = main(read(given.recipe), Store(given.store), given.guesses)
+    try:
+        given = options(sys.argv[1:], "benchmarks.attacks", ("--guesses",))
+        outcome = main(given.recipe, Store(given.store), int(given.more.get("--guesses", N_GUESSES)))
+    except (ConfigError, ArtifactError, CohortError) as error:
+        fail(str(error))
     Console(stderr=True, width=120).print(_table(outcome))
     print(json.dumps(outcome, indent=1))
-    sys.exit(0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from contextlib import suppress
 
 import pyarrow.fs as pafs
@@ -25,6 +26,9 @@ from pipeline.storage import is_denied
 
 PATH = "private/secret.key"
 MIN_BYTES = 32
+FEWEST_BYTES = 8
+"""Different bytes of a key: 32 hexadecimal digits of chance have 14."""
+_HOW_TO = f"(umask 077; head -c {MIN_BYTES} /dev/urandom > secret.key)"
 ELSEWHERE = {"actors", "root", "key_file"}
 """Keys of `ingest` that say where and how, not what."""
 UNBORN = "unborn"
@@ -34,7 +38,8 @@ UNBORN = "unborn"
 def of(recipe: Recipe, store: Store) -> bytes:
     """The secret of this store, made at the first call, or that of the recipe's key file.
 
-    Raises: ArtifactError if the key file is missing or too short, or the store's secret is damaged.
+    Raises: ArtifactError if the key file is missing, too short, open to others or no chance, or the store's secret is
+        damaged.
     """
     file = recipe.ingest.key_file
     return store.secret(PATH) if file is None else _of_file(recipe.ingest)
@@ -52,7 +57,7 @@ def origin_if_known(recipe: Recipe, store: Store) -> Origin:
 
 
 def require_key_file(ingest: Ingest) -> None:
-    """Raises: ArtifactError if the recipe names a key file that is missing or too short."""
+    """Raises: ArtifactError if the recipe names a key file that cannot be the secret (see `of`)."""
     if ingest.key_file is not None:
         _of_file(ingest)
 
@@ -101,10 +106,20 @@ def _of_file(ingest: Ingest) -> bytes:
     content = file.read_bytes()
     if len(content) < MIN_BYTES:
         raise ArtifactError(
-            f"ingest.key_file: want {MIN_BYTES} bytes of chance or more, got {len(content)} in {file} "
-            f"— head -c {MIN_BYTES} /dev/urandom > {file.name}"
+            f"ingest.key_file: want {MIN_BYTES} bytes of chance or more, got {len(content)} in {file} — {_HOW_TO}"
         )
+    if os.name == "posix" and file.stat().st_mode & 0o007:
+        raise ArtifactError(
+            f"ingest.key_file: want a file that nobody else may read, got {file} readable or writable by "
+            f"everybody — chmod 600 {file.name}, and a new key if others had it"
+        )
+    if len(set(content)) < FEWEST_BYTES or (_is_text(content) and len(content.split()) > 1):
+        raise ArtifactError(f"ingest.key_file: want bytes of chance, got what a person or no one chose — {_HOW_TO}")
     return hashlib.blake2b(content, digest_size=32).digest()
+
+
+def _is_text(content: bytes) -> bool:
+    return content.isascii() and content.decode("ascii").replace("\n", " ").isprintable()
 
 
 def _told(recipe: Recipe, store: Store) -> str:

@@ -161,7 +161,8 @@ def test_the_recipe_that_the_public_page_prints_names_no_folder_of_this_machine(
         (tmp_path / "metadata.csv").write_text("image,patient_id,text,labels\na.png,p,,effusion\n")
     elif key == "ingest.key_file":
         path = tmp_path / "key"
-        path.write_bytes(bytes(32))
+        path.write_bytes(bytes(range(32)))
+        path.chmod(0o600)
     else:
         (tmp_path / "config.json").write_text("{}")
     lines = planned(config.changed(RECIPE, {key: path}), Store(tmp_path / "store"))
@@ -273,7 +274,8 @@ def test_more_rounds_allowed_after_a_run_that_fell_short_are_sampled(store: Stor
 
 def test_who_may_not_read_private_takes_the_rounds_from_the_kept_set(tmp_path: Path) -> None:
     # Here `private/` is a key file elsewhere, of which the other user has neither the bytes nor a scores table.
-    (tmp_path / "key").write_bytes(bytes(32))
+    (tmp_path / "key").write_bytes(bytes(range(32)))
+    (tmp_path / "key").chmod(0o600)
     recipe = config.changed(RECIPE, {"ingest.key_file": tmp_path / "key"})
     store, released = Store(tmp_path / "store"), Store(tmp_path / "releasable only")
     finish(store, planned(recipe, store), "filter/0", SHORT)

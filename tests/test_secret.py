@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 
 def with_key(path: Path, content: bytes) -> Recipe:
     path.write_bytes(content)
+    path.chmod(0o600)
     return changed(Recipe(), {"ingest.key_file": path})
 
 
@@ -64,7 +67,10 @@ def test_the_same_key_file_gives_the_same_fingerprints_in_two_stores_and_another
 def test_a_fingerprint_that_may_be_read_verifies_no_guess_of_the_table(tmp_path: Path) -> None:
     """Whoever knows table and recipe lacks the secret alone: as many names as secrets."""
     recipe = with_key(tmp_path / "key", KEY)
-    names = {secret.cohort_name(with_key(tmp_path / "k", bytes([i]) * 32), Store(tmp_path / "s")) for i in range(9)}
+    names = {
+        secret.cohort_name(with_key(tmp_path / "k", bytes(range(i, i + 32))), Store(tmp_path / "s"))
+        for i in range(1, 10)
+    }
     assert len(names) == 9 and secret.cohort_name(recipe, Store(tmp_path / "s")) not in names
 
 
@@ -74,6 +80,29 @@ def test_a_key_file_without_enough_chance_is_refused_with_a_way_to_make_one(
 ) -> None:
     with pytest.raises(ArtifactError, match=rf"key_file: want 32 bytes.*{got}.*urandom"):
         secret.of(with_key(tmp_path / "key", content), Store(tmp_path / "store"))
+
+
+@pytest.mark.parametrize(
+    "content", [bytes(32), b"\n" * 40, b"k" * 64, b"the name of my first dog was Bello, a poodle", b"0123" * 16]
+)
+def test_a_key_that_somebody_could_have_chosen_is_refused(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(ArtifactError, match=r"key_file: want bytes of chance.*umask 077.*urandom"):
+        secret.of(with_key(tmp_path / "key", content), Store(tmp_path / "store"))
+
+
+@pytest.mark.parametrize(
+    "content", [KEY, b"9f86d081884c7d659a2feaa0c55ad015\n", b"n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg="]
+)
+def test_chance_in_bytes_in_hexadecimal_digits_and_in_base64_is_a_key(tmp_path: Path, content: bytes) -> None:
+    assert len(secret.of(with_key(tmp_path / "key", content), Store(tmp_path / "store"))) == 32
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o606, 0o666])
+def test_a_key_file_that_everybody_may_read_is_refused(tmp_path: Path, mode: int) -> None:
+    recipe = with_key(tmp_path / "key", KEY)
+    (tmp_path / "key").chmod(mode)
+    with pytest.raises(ArtifactError, match=r"key_file: want a file that nobody else may read.*chmod 600 key"):
+        secret.of(recipe, Store(tmp_path / "store"))
 
 
 def test_a_damaged_secret_is_refused_before_anything_is_made_from_it(tmp_path: Path) -> None:
@@ -100,9 +129,34 @@ def test_who_may_not_read_the_secret_takes_the_cohorts_name_that_was_told(tmp_pa
     (tmp_path / "key").unlink()
     with pytest.raises(ArtifactError, match="key_file: want a file, got nothing"):
         plan.plan(recipe, store)
-    (tmp_path / "key").write_bytes(KEY)
+    with_key(tmp_path / "key", KEY)
     secret.tell(recipe, store, secret.cohort_name(recipe, store))
     (tmp_path / "key").unlink()
     assert fingerprints(recipe, store) == wanted
     (told,) = (tmp_path / "store" / "releasable" / "cohorts").iterdir()
     assert json.loads(told.read_text()).keys() == {"cohort"}
+
+
+DRAWS = {"numpy_generator", "torch_generator", "row_seed", "subkey"}
+BY_SEED = {
+    "secret.py",  # the secret's own use of it
+    "steps/distill.py",  # the student learns from what is released
+    "proposals.py",  # which settings a study tries
+    "cohorts/phantom_anatomy.py",  # the drawn cohort is public
+    "cohorts/phantom_findings.py",
+    "cohorts/phantom_reports.py",
+    "cohorts/phantom.py",
+    "cohorts/phantom_drawing.py",
+}
+
+
+def test_no_step_draws_by_the_recipes_seed_or_by_a_constant_where_private_rows_decide() -> None:
+    """Who is drawn for membership, planted, calibrated with, sampled for ...: all of it comes from the secret."""
+    found = set()
+    for path in (Path(secret.__file__).parent).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in DRAWS:
+                origin = ast.unparse(node.args[0]) if node.args else ""
+                if re.search(r"recipe\.seed|\bb['\"]", origin):
+                    found.add(path.relative_to(Path(secret.__file__).parent).as_posix())
+    assert found <= BY_SEED, found - BY_SEED

@@ -53,7 +53,7 @@ def make(work: Work) -> Made:
     _require_patients(patients, ingest, rejects)
     _require_pairs(kept)
     kept, removed = _with_prompts(kept, ingest, listing.findings)
-    hashed = _hashed(kept, subkey(secret.of(work.recipe, work.draft.store), "patient"))
+    hashed = _with_pseudonyms(kept, work.recipe, work.draft.store)
     records, shared = _with_shared(_with_films(hashed, listing.rows), ingest, listing.findings)
     records = records.select(RECORDS.names).cast(RECORDS)
     work.draft.write_table(records, "records")
@@ -276,7 +276,10 @@ def _with_prompts(listed: pa.Table, ingest: Ingest, findings: tuple[str, ...]) -
     return listed.append_column("prompt", column), scrubbed.removed | emptied
 
 
-def _hashed(listed: pa.Table, key: bytes) -> pa.Table:
+def _with_pseudonyms(listed: pa.Table, recipe: Recipe, store: Store) -> pa.Table:
+    """Add `patient_id`, the patient's name under the store's secret."""
+    key = subkey(secret.of(recipe, store), "patient")
+
     def pseudonym(patient: str) -> str:
         return hashlib.blake2b(patient.encode(), key=key, digest_size=8).hexdigest()
 

@@ -32,6 +32,7 @@ NETWORKS = ("filter's network", "auditor")
 EXCESS = Estimate(0.01, -0.01, 0.03, 1500)
 LEAKS = Estimate(0.4, 0.37, 0.43, 1500)
 GUESSING, TOLD = Estimate(0.52, 0.48, 0.56, 900), Estimate(0.8, 0.77, 0.83, 900)
+MANY = "membership by nearness, people with many films"
 FEW_PEOPLE = Estimate(0.6, 0.5, 0.7, 80)
 GOOD = Evidence(
     excess={"student": EXCESS, "student, private prompts": EXCESS, "kept set": EXCESS},
@@ -62,7 +63,7 @@ def judged(evidence: Evidence) -> dict[str, Verdict]:
 def test_a_package_that_meets_every_condition_is_cleared() -> None:
     found = judged(GOOD)
     assert {name for name, v in found.items() if v.verdict != "pass"} == set()
-    assert len(found) == 3 + 2 + 1 + 2 + 2 + 2 + 1 + 1 + 2 + 2 + 1 + 1
+    assert len(found) == 3 + 2 + 1 + 2 + 2 + 2 + 1 + 1 + 1 + 2 + 2 + 1 + 1
     assert cleared(found.values())
 
 
@@ -93,6 +94,9 @@ def test_a_package_that_meets_every_condition_is_cleared() -> None:
         ("membership", "the student's loss", NOTHING, "membership by the student's loss", UNSURE),
         ("membership", "gaps in the kept set", TOLD, "membership by gaps in the kept set", "fail"),
         ("membership", "gaps in the kept set", FEW_PEOPLE, "membership by gaps in the kept set", UNSURE),
+        ("membership_many", "nearness", TOLD, MANY, UNSURE),
+        ("membership_many", "nearness", Estimate(0.9, 0.82, 0.95, 60), MANY, "fail"),
+        ("membership_many", "nearness", NOTHING, MANY, UNSURE),
         # The attack tells strangers from strangers: its answer about members is worth nothing.
         ("membership_null", "the student's loss", TOLD, "membership by the student's loss", UNSURE),
         ("membership_null", "the student's loss", NOTHING, "membership by the student's loss", UNSURE),

@@ -97,9 +97,19 @@ def test_the_balance_holds_for_what_is_left_by_a_cap() -> None:
     assert kept.tolist() == [False, True, True, False]
 
 
+def test_what_leans_to_patients_with_many_films_alone_is_dropped_too_and_an_image_without_scores_stays_out() -> None:
+    table = scores(*[0.0] * 4, np.nan)
+    leans = pa.array([[-0.1, 0.4], [0.0, -0.1], [0.1, -0.1], [-0.1, 0.1], None], pa.list_(pa.float32()))
+    table = table.set_column(table.schema.get_field_index("lean"), "lean", leans)
+    filtered, _ = filtered_by(table, percentile(80), control=CONTROL, same_patient=SAME, decoys=True)
+    assert filtered["keep"].to_pylist() == [False, True, True, True, False]
+
+
 def test_without_measured_leans_nothing_is_dropped_or_promised_for_them() -> None:
     table = scores(0.0, 0.1)
-    table = table.set_column(table.schema.get_field_index("lean"), "lean", pa.array([np.nan] * 2, pa.float32()))
+    table = table.set_column(
+        table.schema.get_field_index("lean"), "lean", pa.array([[np.nan]] * 2, pa.list_(pa.float32()))
+    )
     filtered, decision = filtered_by(table, percentile(80), control=CONTROL, same_patient=SAME, decoys=True)
     assert filtered["keep"].to_pylist() == [True, True] and "in the mean" not in decision.guarantee
 

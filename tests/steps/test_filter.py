@@ -91,7 +91,7 @@ class Samples:
         self._finish(f"sample/{number}", {"plan": pa.Table.from_pylist(rows, PROMPT_PLAN), "rows": backwards})
         scored = [
             {"row_id": n, "reid_score": s, "nearest_row_id": "r0", "margin": 0.0, "pixel_copy": c, "audit_score": 1.0}
-            | {"decoy_score": decoy[0] if decoy else 0.0, "lean": 0.0}
+            | {"decoy_score": decoy[0] if decoy else 0.0, "lean": [0.0]}
             for n, (s, _, c, *decoy) in zip(names, samples, strict=True)
         ]
         schema = pa.schema([*SCORES, *list(AUDIT_SCORES)[1:]])

@@ -154,13 +154,20 @@ def test_the_films_of_a_patient_are_counted_in_the_cohorts_table_capped_and_reje
 
 
 @given(st.lists(st.text(max_size=12), min_size=1, unique=True))
-def test_a_pseudonym_is_its_patients_own_and_never_the_original(patients: list[str]) -> None:
+def test_a_pseudonym_is_its_patients_own_and_never_the_original(
+    two_stores: tuple[Store, Store], patients: list[str]
+) -> None:
     table = pa.table({"patient": patients + patients})
-    hashed = ingest._hashed(table, b"k" * 32)["patient_id"].to_pylist()
-    assert hashed[: len(patients)] == hashed[len(patients) :]
-    assert len(set(hashed)) == len(patients)
-    assert set(hashed).isdisjoint(patients)
-    assert set(hashed).isdisjoint(ingest._hashed(table, b"l" * 32)["patient_id"].to_pylist())
+    own, other = (ingest._with_pseudonyms(table, Recipe(), store)["patient_id"].to_pylist() for store in two_stores)
+    assert own[: len(patients)] == own[len(patients) :]
+    assert len(set(own)) == len(patients)
+    assert set(own).isdisjoint(patients)
+    assert set(own).isdisjoint(other)
+
+
+@pytest.fixture(scope="module")
+def two_stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
+    return Store(tmp_path_factory.mktemp("own")), Store(tmp_path_factory.mktemp("other"))
 
 
 def work(folder: Path, **changes: Any) -> Work:
@@ -171,7 +178,8 @@ def work(folder: Path, **changes: Any) -> Work:
 def test_the_secret_behind_pseudonyms_and_draws_is_the_stores_unless_a_file_is_given(tmp_path: Path) -> None:
     own = work(tmp_path)
     assert own.origin == own.origin != work(tmp_path / "other").origin
-    (tmp_path / "key").write_bytes(b"k" * 32)
+    (tmp_path / "key").write_bytes(bytes(range(32)))
+    (tmp_path / "key").chmod(0o600)
     shared = [work(tmp_path / name, **{"ingest.key_file": tmp_path / "key"}).origin for name in "ab"]
     assert shared[0] == shared[1] != own.origin
     assert len(shared[0]) == len(own.origin) == 32
