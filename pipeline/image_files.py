@@ -38,6 +38,7 @@ GREY_AND_ALPHA = "LA;16B"
 UNSIGNED_32 = "I;32N"
 SIGNED = 2
 OUTSIDE = "values outside the grey range"
+TOO_DARK = "of fewer bits than the cohort's other images, or nearly black"
 NO_RANGE = "more than 8 bits, and the grey range is not known"
 TRANSPARENT = "wholly transparent image"
 
@@ -78,11 +79,14 @@ def extremes(source: Path | bytes) -> tuple[int, int]:
         return int(values.min()), int(values.max())
 
 
-def shown(source: Path | bytes, grey_range: GreyRange | None, min_source_px: int) -> Image.Image:
+def shown(
+    source: Path | bytes, grey_range: GreyRange | None, min_source_px: int, least_value: int = 0
+) -> Image.Image:
     """The image as it is to be seen, in 8 bits, upright, on black where it is transparent.
 
     `grey_range` says what is black and white in deep images; the file's own word that its lowest value is white
-    comes on top. Raises: ImageError with the reason if it cannot be read, is too small or has values out of range.
+    comes on top. A deep image that is not black all over has a value over `least_value`, or another depth.
+    Raises: ImageError with the reason if it cannot be read, is too small or has values out of range.
     """
     with _opened(source) as image:
         if min(image.size) < min_source_px:
@@ -94,7 +98,10 @@ def shown(source: Path | bytes, grey_range: GreyRange | None, min_source_px: int
             raise ImageError(NO_RANGE)
         is_inverted = found.min_is_white or grey_range[0] > grey_range[1]
         black, white = sorted(grey_range, reverse=is_inverted)
-        return _scaled(_deep(image, source), black, white)
+        deep = _deep(image, source)
+        if 0 < deep.values.max() <= least_value:
+            raise ImageError(TOO_DARK)
+        return _scaled(deep, black, white)
 
 
 @contextmanager

@@ -56,7 +56,12 @@ def to_uint8(images: Float[Tensor, "n c h w"]) -> UInt8[np.ndarray, "n h w c"]:
 
 
 def decode(
-    source: Path | bytes, image_px: int, channels: int, min_source_px: int = 1, grey_range: GreyRange | None = None
+    source: Path | bytes,
+    image_px: int,
+    channels: int,
+    min_source_px: int = 1,
+    grey_range: GreyRange | None = None,
+    least_value: int = 0,
 ) -> UInt8[np.ndarray, "h w c"]:
     """One PNG, JPEG or TIFF as it is to be seen, centre-cropped and resized to a square.
 
@@ -64,7 +69,7 @@ def decode(
     would change with content. Raises: ImageError with the reason if it cannot be read, is too small, or has values
     outside the range.
     """
-    image = shown(source, grey_range, min_source_px)
+    image = shown(source, grey_range, min_source_px, least_value)
     coloured = image.convert("L" if channels == 1 else "RGB")
     square = ImageOps.fit(coloured, (image_px, image_px), Image.Resampling.LANCZOS)
     return np.asarray(square, np.uint8).reshape(image_px, image_px, channels)

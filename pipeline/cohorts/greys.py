@@ -28,9 +28,10 @@ FEWEST_LEVELS = 32
 LEVEL_FRAC = 1e-4
 """A grey that fewer pixels have is noise or writing."""
 DARK_PERCENTILE_99 = 64
-FAR_ABOVE, FEW, FEW_FRAC = 8, 2, 0.1
-"""Images that reach no more than an eighth of another's largest value may be dark if they are few; else they have
-another depth, or the other one has writing in it. An image that is black all over says nothing."""
+FAR_ABOVE, FEW, FEW_FRAC = 4, 2, 0.1
+"""Images that reach no more than a quarter of white are of another depth, or nearly black: if they are few they are
+rejected, else nobody knows which depth is the cohort's. So are few that reach beyond the white of the others, as
+writing does. An image that is black all over says nothing."""
 
 
 class Greys(NamedTuple):
@@ -43,6 +44,8 @@ class Greys(NamedTuple):
     facts: Mapping[str, Any]
     line: str | None
     """What to tell the user; none if all images that were looked at have 8 bits."""
+    least: int = 0
+    """The largest value of an image of this depth is over it; 0 if the recipe gave the range."""
 
 
 class _Seen(NamedTuple):
@@ -78,7 +81,8 @@ def greys(root: Path, sources: tuple[str, ...], declared: GreyRange | None) -> G
         ends = {"smallest": min(image.smallest for image in seen), "largest": max(image.largest for image in seen)}
         facts |= {"observed_on": len(seen)} | ends
     facts["range"] = list(grey_range)
-    return Greys(grey_range, is_deep, facts, _line(facts, declared))
+    least = 0 if declared else (grey_range[1] + 1) // FAR_ABOVE
+    return Greys(grey_range, is_deep, facts, _line(facts, declared), least)
 
 
 def summary(
@@ -149,14 +153,16 @@ def _range(seen: Sequence[_Seen]) -> GreyRange:
             f"{want} with values from {smallest} to {highest.largest} ({len(seen)} looked at), got none — give both "
             "as the scanner defines them, such as [-1024, 3071]"
         )
-    far_below = [image.largest for image in seen if 0 < FAR_ABOVE * image.largest <= highest.largest]
+    whites = sorted(_white(image.largest) for image in seen)
+    white = whites[-1 - int(FEW_FRAC * len(seen))]
+    far_below = [image.largest for image in seen if 0 < FAR_ABOVE * image.largest <= white]
     if len(far_below) > max(FEW, FEW_FRAC * len(seen)):
         raise CohortError(
             f"{want} of which {len(far_below)} of {len(seen)} looked at have no value over {max(far_below)}, but "
             f"{highest.source} reaches {highest.largest}, got none — bring all to one depth; or give what holds for "
             f"the many, such as [0, {_white(max(far_below))}], and what lies outside will be rejected"
         )
-    return 0, _white(highest.largest)
+    return 0, white
 
 
 def _white(largest: int) -> int:

@@ -114,6 +114,7 @@ def read_images(
     channels: int,
     min_source_px: int,
     grey_range: GreyRange | None = None,
+    least_value: int = 0,
 ) -> Decoded:
     """The images at these paths below `root`; one that cannot be used gives zeros and a reason and never raises."""
     pixels = np.zeros((len(sources), image_px, image_px, channels), np.uint8)
@@ -121,7 +122,7 @@ def read_images(
     digests: list[str | None] = [None] * len(sources)
     for i, source in enumerate(sources):
         try:
-            pixels[i] = images.decode(root / source, image_px, channels, min_source_px, grey_range)
+            pixels[i] = images.decode(root / source, image_px, channels, min_source_px, grey_range, least_value)
             digests[i] = hashlib.sha256(pixels[i].tobytes()).hexdigest()
         except ImageError as error:
             reasons[i] = str(error)

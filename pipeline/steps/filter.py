@@ -113,7 +113,8 @@ def make_kept(work: Work) -> Made:
     if not len(kept_ids):
         raise NothingKeptError(
             f"filter: want kept images, got 0 of {decided.manifest['rows']} under rule {decided.facts['rule']!r} "
-            "— loosen the rule, or sample more (sample.n_images, sample.max_rounds)"
+            f"({', '.join(f'{n} {reason}' for reason, n in decided.facts['reasons'].items())}) "
+            "— loosen the rule, train the teacher for less (teach.n_images), or sample more (sample.n_images)"
         )
     parts = [records.synthetic(artifact, artifact, kept_ids) for artifact in rounds_of(work.inputs, "sample")]
     plan = pa.concat_tables([part.table for part in parts])

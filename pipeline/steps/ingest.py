@@ -21,13 +21,13 @@ from pipeline.artifact import Store, read_table, require_space
 from pipeline.cohorts import greys, phantom, splits, table, text
 from pipeline.config import SPLITS, ConfigError, Ingest, Recipe
 from pipeline.generators import prompts
-from pipeline.image_files import NO_RANGE, OUTSIDE, GreyRange
+from pipeline.image_files import NO_RANGE, OUTSIDE, TOO_DARK, GreyRange
 from pipeline.records import label_matrix
 from pipeline.seeds import Origin, subkey
 from pipeline.tables import LABELS, RECORDS, REJECTS, with_images
 from pipeline.task import Made, Task, Work
 
-VERSION = 3
+VERSION = 4
 NO_LABELS = "no labels: utility and adherence to prompts are not measured"
 IDENTITIES = pa.schema([("row_id", pa.string()), ("patient", pa.string()), ("source", pa.string())])
 
@@ -46,7 +46,7 @@ def make(work: Work) -> Made:
     ingest = work.recipe.ingest
     listing, listed, over_cap = checked(work.recipe, work.draft.store, work.origin)
     found = grey_values(ingest, listed)
-    unusable = _read_pixels(work, listed, found.grey_range)
+    unusable = _read_pixels(work, listed, found)
     rejects = pa.concat_tables([listing.rejects, over_cap, unusable]).sort_by("row_id")
     kept = listed.filter(pc.invert(pc.is_in(listed["row_id"], unusable["row_id"].combine_chunks())))
     patients = _patients_by_split(kept)
@@ -108,8 +108,8 @@ class ReadPixels:
 
     reads = pa.schema([("row_id", pa.string()), ("source", pa.string())])
 
-    def __init__(self, ingest: Ingest, grey_range: GreyRange | None = None):
-        self._ingest, self._grey_range = ingest, grey_range
+    def __init__(self, ingest: Ingest, grey_range: GreyRange | None = None, least_value: int = 0):
+        self._ingest, self._grey_range, self._least_value = ingest, grey_range, least_value
         outcome = pa.schema([("reject", pa.string()), ("digest", pa.string())])
         self.adds = with_images(outcome, ingest.image_px, ingest.channels)
 
@@ -129,6 +129,7 @@ class ReadPixels:
                 self._ingest.channels,
                 self._ingest.min_source_px,
                 self._grey_range,
+                self._least_value,
             )
         return pa.table(
             {
@@ -167,13 +168,13 @@ def _split(listed: pa.Table, ingest: Ingest, origin: Origin) -> tuple[pa.Table, 
     return listed.filter(within), pa.table([over["row_id"], pa.array(reasons, pa.string())], schema=REJECTS)
 
 
-def _read_pixels(work: Work, listed: pa.Table, grey_range: GreyRange | None) -> pa.Table:
+def _read_pixels(work: Work, listed: pa.Table, found: greys.Greys) -> pa.Table:
     """Write table `images`; the rows whose pixels cannot be used, with the reason."""
     ingest, draft = work.recipe.ingest, work.draft
     written = rows.append_columns(
         draft.write_source(listed.select(["row_id", "source"])),
         ReadPixels,
-        {"ingest": ingest, "grey_range": grey_range},
+        {"ingest": ingest, "grey_range": found.grey_range, "least_value": found.least},
         draft.uri_of("images"),
         work_uri=draft.work_uri,
         leftovers=draft.leftover_uris("images"),
@@ -201,7 +202,7 @@ def _grey_summary(work: Work, kept: pa.Table, found: greys.Greys) -> tuple[dict[
 
 def _outside(rejects: pa.Table) -> list[str]:
     """What to do about images that the grey range does not fit."""
-    n = sum(reason.startswith((OUTSIDE, NO_RANGE)) for reason in rejects["reason"].to_pylist())
+    n = sum(reason.startswith((OUTSIDE, NO_RANGE, TOO_DARK)) for reason in rejects["reason"].to_pylist())
     how = "images do not fit the grey range and are rejected: if they are sound, set ingest.grey_range to hold them"
     return [f"{n} {how}"] if n else []
 

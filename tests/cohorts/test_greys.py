@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from image_writing import png_16_bit, tiff
 
+from pipeline import images
 from pipeline.cohorts import greys
 from pipeline.cohorts.greys import Greys
 from pipeline.cohorts.table import CohortError
+from pipeline.image_files import ImageError
 
 
 def cohort(folder: Path, *files: bytes) -> tuple[str, ...]:
@@ -56,7 +59,7 @@ def test_values_outside_sixteen_bits_need_a_given_range(tmp_path: Path, values: 
     assert greys.greys(tmp_path, ("0000",), values).grey_range == values
 
 
-@pytest.mark.parametrize(("n_low", "n_high"), [(19, 1), (10, 10), (3, 17)])
+@pytest.mark.parametrize(("n_low", "n_high"), [(17, 3), (10, 10), (3, 17)])
 def test_images_of_several_depths_are_refused_unless_a_range_is_given(
     tmp_path: Path, n_low: int, n_high: int
 ) -> None:
@@ -68,8 +71,26 @@ def test_images_of_several_depths_are_refused_unless_a_range_is_given(
     assert found(tmp_path, *files, declared=(0, 4095)).grey_range == (0, 4095)
 
 
-def test_a_few_dark_images_and_black_ones_are_no_other_depth(tmp_path: Path) -> None:
-    assert found(tmp_path, flat(100), *[flat(0)] * 9, *[flat(4095)] * 20).grey_range == (0, 4095)
+@pytest.mark.parametrize(("low", "high"), [(1023, 4095), (4095, 16383), (16383, 65535), (255, 65535)])
+def test_half_of_the_images_at_another_depth_are_refused(tmp_path: Path, low: int, high: int) -> None:
+    with pytest.raises(CohortError, match=f"40 of 80 looked at have no value over {low}"):
+        found(tmp_path, *[flat(low)] * 40, *[flat(high)] * 40)
+
+
+def test_a_few_dark_images_and_black_ones_do_not_move_the_range_and_have_their_turn(tmp_path: Path) -> None:
+    seen = found(tmp_path, flat(100), *[flat(0)] * 9, *[flat(4095)] * 20)
+    assert (seen.grey_range, seen.least) == ((0, 4095), 1024)
+    read = partial(images.decode, image_px=4, channels=1, grey_range=seen.grey_range, least_value=seen.least)
+    assert (read(flat(0)) == 0).all() and (read(flat(1025)) == 64).all()
+    with pytest.raises(ImageError, match="of fewer bits than the cohort's other images, or nearly black"):
+        read(flat(100))
+
+
+def test_a_few_images_beyond_the_white_of_all_others_do_not_move_it_and_are_rejected(tmp_path: Path) -> None:
+    seen = found(tmp_path, *[flat(4095)] * 39, flat(4200))
+    assert seen.grey_range == (0, 4095)
+    with pytest.raises(ImageError, match="values outside the grey range 0 to 4095"):
+        images.decode(flat(4200), 4, 1, grey_range=seen.grey_range, least_value=seen.least)
 
 
 def test_a_cohort_of_eight_bits_has_no_range_and_no_line_unless_one_was_given(tmp_path: Path) -> None:
