@@ -201,7 +201,8 @@ def test_a_class_that_is_short_of_its_quota_is_told(
 
 def test_if_the_rule_drops_all_there_is_nothing_to_distil_and_the_message_says_what_to_do(samples: Samples) -> None:
     samples.add_round((0.5, "r0", False), (0.9, "r1", False), (0.1, "r1", True))
-    with pytest.raises(NothingKeptError, match=r"got 0 of 3 under rule 'fixed' — loosen the rule, or sample more"):
+    told = r"got 0 of 3 under rule 'fixed' \(2 over the threshold, 1 copy of a real image\) — loosen the rule, train"
+    with pytest.raises(NothingKeptError, match=told):
         samples.filter()
 
 
