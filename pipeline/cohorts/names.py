@@ -17,7 +17,7 @@ from functools import cache, lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from pipeline.cohorts import words
+from pipeline.cohorts import mentions, words
 
 STAFF_PHRASE = "phrase about staff"
 NAME = "name of a person"
@@ -38,6 +38,8 @@ _ROLE = (
     r"attending|resident(?:e|in)?|radiologists?|physicians?|clinicians?|surgeons?|registrar|consultant|nurses?"
     r"|nursing staff|hospitalist|intensivist|pulmonologist|cardiologist|oncologist|urologist|neurologist|internist"
     r"|technologist|technician|sonographer|transcriptionist|practitioner|provider|house ?officer|house ?staff"
+    r"|radiographers?|chaperone[ds]?|(?:ward|charge|night|theatre)\s+sister|sister(?=\s*:|\s+(?-i:[A-Z]))|tech|(?:second|first|third|double)\s+read(?:er)?|reader|sho|gp(?=\s*:|\s+(?:dr\b|(?-i:[A-Z])))|physio(?:therapist)?"
+    r"|paramedic|locum|trainee|perfusionist|phlebotomist|sonologist|prelim(?:inary)?(?:\s+read)?\s*:|stationsarzt"
     r"|fellow|intern|proceduralist|anesthesiologist|anaesthetist|midwife|matron|radi[óo]log[oa]|m[ée]dic[oa]"
     r"|enfermer[oa]|m[ée]decin|infirmi[eè]re?|radiologue|radiolog(?:e|in)|[aä]rzt(?:in)?|arzt|krankenschwester|schwester"
     r"|krankenpfleger|pfleger|zuweiser(?:in)?"
@@ -53,11 +55,21 @@ _BE = r"(?:was|were|is|are|be|been|being)"
 _CUE = re.compile(
     rf"\b(?P<told>(?:{_BE}\s+)?(?:\w+ly\s+|also\s+|then\s+)?"
     r"(?:notified|informed|paged|made\s+aware|contacted|alerted|informiert|avisad[oa]|inform[ée]e?)"
-    r"|acknowledged|aware\s+of|verbali[sz]ed|agree[sd]?\s+with|concur(?:s|red)?"
+    rf"|acknowledged|(?<!be\s)(?:{_BE}\s+)?aware|verbali[sz]ed|agree[sd]?|concur(?:s|red)?|disagrees?d?|is\s+happy\s+with"
+    r"|verständigt|benachrichtigt|unterrichtet|kontaktiert|einverstanden|prévenue?s?|avertie?s?|contactée?s?|d['’]accord"
+    r"|enterad[oa]|notificad[oa]|contactad[oa]|informad[oa]|de\s+acuerdo|updated(?=\s*$|\s+(?:by|at|on|re|about|regarding)\b)"
+    rf"|{_BE}\s+(?:told|asked|shown|in\s+agreement)"
+    r"|(?:will|shall|would\s+like\s+to|can)\s+(?:re-?)?(?:review|arrange|page|call|discuss|repeat|attend|follow[\s-]*up|check|inform"
+    r"|notify|position|remove|exchange|ask|contact|see|perform|look|speak|phone|chase|pull|advance|adjust|inspect|read|site)"
     rf"|{_BE}\s+(?:\w+ly\s+)?(?:called|consulted|telephoned|phoned)(?=\s*$|\s+(?:with|at|about|regarding|immediately)\b))\b"
     r"|\bdiscussed\b(?!\s+(?:above|below|previously|earlier|in\b))|\bdiscussion\s+(?:with|between|was\s+had)\b"
     r"|\b(?:communicat(?:ed|ion)|conveyed|relayed|notif(?:y|ication)|telephon(?:ed|e|ic|ically)|phoned|dictat(?:ed|or|ion)"
     r"|transcri(?:bed|ber|ptionist)|(?:e-?|co-?|counter-?)?signed|spoke|spoken|conferred|messaged|texted|faxed|authenticated"
+    r"|(?<!difficult\sto\s)(?<!hard\sto\s)(?:told|tell|ask(?:ed|ing)?|ping(?:ed)?)\b(?!\s+(?:if|whether|apart|for\s+evaluation)\b)"
+    r"|(?:will|please|pls|kindly|to)\s+(?:page|call|contact|text|phone|bleep|inform|notify)|^\s*(?:page|call|bleep)|bleeped|paging"
+    r"|thanks|thank\s+you|regards|sincerely|on\s+behalf\s+of|at\s+the\s+request\s+of|hand(?:ed)?[\s-]*over|handed|cop(?:y|ied)\s+to"
+    r"|(?:images?|films?|study|studies|message|voicemail|case|scan)\s+(?:was\s+|were\s+)?(?:sent|left|forwarded|shown|presented)\s+(?:to"
+    r"|for|with)|escalated|opinion\s+(?:of|from)|telefoniert"
     r"|attest(?:ed|ation)|e-?mailed|(?:by|over\s+the|via)\s+phone|phone\s+call|verbal(?:ly)?|signature"
     r"|diktiert|vidiert|befunder|telefonisch|mitgeteilt|besprochen|unterschrieben|signiert|firmado|firma|dictado|comunicado"
     r"|comentado|discutido|discut[ée]|communiqu[ée]|sign[ée]|dict[ée]|transmis|rapport[ée]\s+(?:à|au))\b"
@@ -70,7 +82,11 @@ _CUE = re.compile(
     re.IGNORECASE,
 )
 _CUE_STEM = re.compile(
-    r"agree|concur|personally|notif|inform|paged|made|contacted|alerted|avisad|acknowl|aware|verb|called|consult|phone|discu|communi|convey|relay"
+    r"will$|shall$|would$|can$|told|tell$|ask|ping|please|pls$|kindly|page$|call$|bleep|paging|thank|regards|sincer|behalf"
+    r"|request|hand|cop[iy]|message|voicemail|forward|present|escal|opinion|disagree|happy|verständ|benachr"
+    r"|unterr|kontakt|einverst|prévenu|averti|contact|d['’]accord|enterad|notific|acuerdo|updated|shown|chaperon|sister"
+    r"|tech$|second$|first$|third$|double$|reader|sho$|gp$|physio|paramed|locum|trainee|perfus|phleb|sonol|prelim|station"
+    r"|agree|concur|personally|notif|inform|paged|made|contacted|alerted|avisad|acknowl|aware|verb|called|consult|phone|discu|communi|convey|relay"
     r"|telef|dict|dikt|transc|e?-?sign[eé]|co-?sign|counter|spoke|conferred|messag|texted|faxed|authent|attest|e-?mail|vidiert"
     r"|befund|mitget|bespro|signat|signi?er|firma|comuni|comenta|transmis|rapport|(?:over-?)?read$|reviewed|verified"
     r"|approv|author|finali|edited|prepared|supervi|checked|reported|created|entered|released|le[íi]do|revisado|valid|relu$"
@@ -136,6 +152,10 @@ class Known(NamedTuple):
     """Word -> uses with a capital that no beginning of a sentence explains."""
     after_given: Counter[str]
     """Word -> uses right after a given name, or after a word such as `per`."""
+    before_family: Counter[str]
+    """Word -> uses right before a family name."""
+    placed: Counter[str]
+    """Word -> uses where persons stand, as before `repositioned the tube`."""
     staff: frozenset[str]
     """Words shown to be names by a cue, a title or a degree somewhere in the cohort."""
     capitals_frac: float
@@ -404,7 +424,7 @@ def _blank(text: str, tokens: list[_Token], gone: Iterable[int], removed: Counte
 
 @cache
 def lists() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """Given names, family names, and family names that are also words; of many countries, in small letters."""
+    """Given names, family names, and names that are also words; of many countries, in small letters."""
     given, family = _listed("first_names"), _listed("last_names")
     given |= words.MORE_GIVEN
     family |= words.MORE_FAMILY
@@ -415,7 +435,7 @@ def lists() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     return (
         frozenset(given - words.ORDINARY - words.FUNCTION),
         frozenset(family - words.ORDINARY),
-        frozenset(family & words.ORDINARY),
+        frozenset((family | given) & words.ORDINARY) - words.FUNCTION,
     )
 
 
@@ -438,7 +458,7 @@ def _plain(name: str) -> str:
 
 def _known(texts: Sequence[str], named: Counter[str]) -> Known:
     given, family, _ = lists()
-    uses, small, capital, after = (Counter[str]() for _ in range(4))
+    uses, small, capital, after, before, placed = (Counter[str]() for _ in range(6))
     n_mixed = 0
     for text in texts:
         tokens = _TOKEN.findall(text)
@@ -447,6 +467,8 @@ def _known(texts: Sequence[str], named: Counter[str]) -> Known:
         after.update(
             b for a, b in pairwise(spoken) if a in given or a in words.TAKERS or (len(a) == 1 and a.isalpha())
         )
+        before.update(a for a, b in pairwise(spoken) if b in family)
+        placed.update(_word(match.group()) for at in set(_places(text)) if (match := _TOKEN.match(text, at)))
         if _has_both_cases(text):
             n_mixed += len(tokens)
             small.update(token for token in tokens if token[0].islower())
@@ -458,7 +480,16 @@ def _known(texts: Sequence[str], named: Counter[str]) -> Known:
         if small[word] * 10 <= n / _SURE + capital[word]
         and (word in given or word in family or capital[word] or uses[word] * _SURE <= n)
     )
-    return Known(uses, small, capital, after, staff - words.ORDINARY - words.FUNCTION, frac)
+    return Known(uses, small, capital, after, before, placed, staff - words.ORDINARY - words.FUNCTION, frac)
+
+
+@lru_cache(maxsize=1 << 16)
+def _places(text: str) -> dict[int, mentions.Sureness]:
+    """Where persons stand in the text, and how surely."""
+    places: dict[int, mentions.Sureness] = {}
+    for at, sureness in mentions.places(text):
+        places[at] = max(sureness, places.get(at, sureness))
+    return places
 
 
 def _suspects(known: Known) -> frozenset[str]:
@@ -470,11 +501,16 @@ def _suspects(known: Known) -> frozenset[str]:
         if any(part in given or part in family or part in known.staff for part in _parts(word))
         or (len(word) == 1 and word.isalpha() and word not in "ai")
         or _DOTTED_INITIALS.match(word)
+        or _SHAPE.match(word)
         or (known.capital[word] and _never_small(word, known))
         or word in words.STRONG_PARTICLES
     )
 
 
+_SHAPE = re.compile(
+    r"(?:el|al|abu|abd|ibn|ait|ould)-[^\W\d_]{3}|o['’][^\W\d_]{3}|d['’](?:[aeiou][^\W\d_]{4})|mc[^\W\d_]{4}"
+)
+"""How the names of some countries begin, and no words."""
 _DOTTED_INITIALS = re.compile(r"[^\W\d_](?:\.-?[^\W\d_]){1,2}\Z")
 
 
@@ -484,7 +520,8 @@ def _never_small(word: str, known: Known) -> bool:
 
 def _without_names(text: str, known: Known, suspects: frozenset[str], removed: Counter[str]) -> str:
     """The text without names that stand there with no cue, title or degree."""
-    if suspects.isdisjoint(map(_word, _TOKEN.findall(text))) and not _DONE_BY.search(text):
+    places = _places(text)
+    if not places and suspects.isdisjoint(map(_word, _TOKEN.findall(text))):
         return text
     tokens = _tokens(text)
     mixed = _has_both_cases(text)
@@ -492,7 +529,14 @@ def _without_names(text: str, known: Known, suspects: frozenset[str], removed: C
     kept = [match.span() for match in _EPONYM_OF.finditer(text)]
     tokens_kept = {i for i, token in enumerate(tokens) if any(a <= token.start < b for a, b in kept)}
     gone = {
-        i for i in range(len(tokens)) if i not in tokens_kept and _is_name(text, tokens, i, known, mixed, by_capital)
+        i
+        for i, token in enumerate(tokens)
+        if i not in tokens_kept
+        and text[token.end : token.end + 1] != "@"  # an address goes as a whole, later
+        and (
+            (token.start in places and _is_person(token, known, places[token.start]))
+            or _is_name(text, tokens, i, known, mixed, by_capital)
+        )
     }
     gone = _widened(text, tokens, gone, known, mixed) - tokens_kept
     return _blank(text, tokens, gone, removed)
@@ -504,6 +548,28 @@ def _capitals_mean_names(text: str, tokens: list[_Token], known: Known) -> bool:
         return known.capitals_frac < 0.2
     n_capitals = sum(_word(word) not in words.KEPT for word in _MID_CAPITAL.findall(text))
     return n_capitals <= 0.25 * len(tokens)
+
+
+def _is_person(token: _Token, known: Known, sureness: mentions.Sureness) -> bool:
+    """Whether the word is a name, as it stands where persons do."""
+    word = token.word
+    if word in words.NO_PERSON or word in words.KEPT or _is_number_like(word):
+        return False
+    given, family, words_too = lists()
+    if (
+        any(part in given or part in family for part in _parts(word))
+        or word in words_too
+        or word in words.SHORT_FAMILY
+    ):
+        return True
+    if sureness is mentions.Sureness.LISTED or word in words.ORDINARY or words.MEDICAL_ENDING.search(word):
+        return False
+    return sureness is mentions.Sureness.CERTAIN or known.placed[word] * 2 >= known.uses[word]
+
+
+def _is_a_word(word: str, known: Known) -> bool:
+    """Whether a cohort writes a name of the lists as only words are written: often, small, and not of persons."""
+    return known.small[word] >= 50 * (1 + known.capital[word]) and known.placed[word] * 10 <= known.uses[word]
 
 
 def _is_name(text: str, tokens: list[_Token], i: int, known: Known, mixed: bool, by_capital: bool) -> bool:
@@ -523,6 +589,13 @@ def _is_name(text: str, tokens: list[_Token], i: int, known: Known, mixed: bool,
     capital = token.text[0].isupper()
     if mixed and _is_abbreviation(token):
         return False
+    if _SHAPE.match(token.word) and token.word not in words.NO_PERSON:
+        return True
+    listed = any(len(part) > 3 and (part in given or part in family) for part in _parts(token.word))
+    if listed and not _is_a_word(token.word, known):
+        return True
+    if by_capital and capital and token.word in words_too and _follows_small(text, tokens, i):
+        return True
     a_word = known.small[token.word] > 0 and not (
         mixed and capital and known.capital[token.word] > known.small[token.word]
     )
@@ -557,6 +630,19 @@ def _is_name(text: str, tokens: list[_Token], i: int, known: Known, mixed: bool,
     cued = before.word in words.TAKERS or (len(before.word) == 1 and "." in text[before.end : token.start])
     pair = i + 1 < len(tokens) and _joined(text, token, tokens[i + 1]) and tokens[i + 1].word in family
     return cued and (token.word in family or pair) and known.after_given[token.word] * 2 >= known.uses[token.word]
+
+
+def _follows_small(text: str, tokens: list[_Token], i: int) -> bool:
+    """Whether the word's capital is that of a name: no sentence begins and no acronym, title or heading is near."""
+    if i == 0 or _is_acronym(tokens[i].text) or tokens[i].word in words.NO_PERSON:
+        return False
+    left = tokens[i - 1]
+    right = tokens[i + 1] if i + 1 < len(tokens) else None
+    return (
+        text[left.end : tokens[i].start] in {" ", ", "}
+        and left.text.islower()
+        and (right is None or right.text.islower() or text[tokens[i].end : right.start] != " ")
+    )
 
 
 def _is_alone(text: str, tokens: list[_Token], i: int) -> bool:
@@ -617,5 +703,7 @@ def _goes_before(text: str, left: _Token, right: _Token, known: Known, mixed: bo
         return gap.strip() == ""
     if "," in gap:  # `Smith, John`
         return left.word in lists()[1] and (not mixed or left.text[0].isupper())
+    if not mixed and known.before_family[left.word] * 2 >= known.uses[left.word] and right.word in lists()[1]:
+        return left.word not in words.NO_PERSON and left.word not in words.ORDINARY
     capital = mixed and left.text[0].isupper() and not _is_acronym(left.text)
     return capital and known.small[left.word] == 0 and left.word not in words.FUNCTION

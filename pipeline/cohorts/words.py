@@ -5,6 +5,10 @@
 
 from __future__ import annotations
 
+import re
+
+from pipeline.cohorts.homographs import HOMOGRAPHS
+
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -65,7 +69,10 @@ SHARED_EPONYMS = _words("""
 KEPT = EPONYMS | DEVICES | SUBSTANCES | CALENDAR
 
 # Given or family names that are words of reports, or of English, too: alone they are no evidence of a person.
-ORDINARY = KEPT | _words("""
+ORDINARY = (
+    KEPT
+    | HOMOGRAPHS
+    | _words("""
     white black brown gray grey green blue red young old long short small little large big low high hill hills
     rice head hand foot bone bones back neck chin legg shoulder ball case cases clear colon corona day field
     fields glass lang more peri post real room rose seven wall ward weeks week best bird bond branch bridge
@@ -111,6 +118,7 @@ ORDINARY = KEPT | _words("""
     lange kleine schwarz weiß weiss braun roth jung alt krause vogel winkel herz kopf haupt koch beck ende petit
     grand gros blanc noir brun roux leger besse lebrun simple maximum serum ala alar mayor menor leve final
     """)
+)
 
 TITLES = _words("""
     dr drs doctor doctors prof professor mrs miss mx dra sra srta señor señora senor senora doña docteur
@@ -136,6 +144,40 @@ FUNCTION = FILLERS | _words("""
     informed notified paged noted aware concurs concurred his her their yesterday today am pm him them please
     """)
 
+NO_PERSON = (
+    FUNCTION
+    | TITLES
+    | _words("""
+    patient patients pt team family staff service surgery medicine radiology cardiology oncology pulmonary nursing
+    anesthesia emergency department unit icu hdu itu mdt ccu picu nicu ed er ward floor clinic lab pathology
+    habitus pacs hospital
+    protocol minute hour day week month year technique report reports history criteria guidelines guideline policy
+    standard request routine usual convention definition size volume density appearance comparison exclusion default
+    ct mr mri us xr cxr pet echo ultrasound radiograph radiographs film films fluoroscopy imaging tomography
+    angiography
+    endoscopy bronchoscopy palpation auscultation biopsy needle catheter tube tubes line lines drain drains lead leads
+    wire wires clip clips stent pacemaker device hardware air fluid gas blood pus contrast barium mass nodule
+    effusion edema oedema pneumonia pneumothorax consolidation atelectasis opacity opacities infiltrate disease
+    process infection tumor tumour cancer lesion fracture lung lungs heart aorta trachea diaphragm rib ribs spine
+    apex base hilum carina artery vein lobe chest abdomen stomach bowel esophagus oesophagus liver left right
+    upper lower middle mid both either each one two three first second third single multiple several many few some any
+    most least less lesser further repeat follow-up followup review position tip end side level degree extent amount
+    need needed plan able unable attempt attempts order ability failure due likely unlikely possible possibly probable
+    probably concern concerning suspicious clinical correlation correlate adequate similar identical unchanged stable
+    normal abnormal mild moderate severe new acute chronic recent prior previous interval now again
+    here there outside inside home o'clock rehab school work physician physicians clinician nurse doctor
+    radiologist surgeon
+    resident attending fellow therapist technologist provider consultant mother father wife husband parent parents son
+    daughter caregiver someone anyone nobody everybody everyone others other another himself herself itself themselves
+    phone email letter fax pager ambulance helicopter bed chair bedside portable mobile procedure study studies exam
+    placement insertion removal repositioning injection infusion intubation extubation ventilation inspiration
+    expiration rotation motion patient's weight gravity lordotic cm mm ml percent half third quarter comparison inch
+    question mark angle plain supine erect upright lateral frontal oblique decubitus means way virtue nature
+    patienten patientin patiente paciente équipe equipo klinik station équipe protocole protocolo servicio
+    """)
+)
+"""What stands where persons stand, and is none."""
+
 PARTICLES = _words("""
     van von der den de del della di da dos das du la le las los el al bin ibn ben ten ter zu zum zur af av y d' mc
     mac
@@ -147,7 +189,8 @@ TAKERS = _words("by per of for with to from von por par mit con avec via")
 
 DONE = _words("""
     noted seen described mentioned documented measured ordered requested referred performed placed inserted removed
-    obtained compared prior previous submitted provided
+    obtained compared prior previous submitted provided repositioned exchanged adjusted accepted done repeated
+    rechecked checked flushed sited resited taken shown sent asked answered written typed
     """)
 """After these and `by` a word that is a family name too is one."""
 
@@ -164,6 +207,15 @@ SHORT_GIVEN = _words("""
     amy ann ben bob dan eva ian ida jan jim joe jon ken kim lea leo liz luc meg mia pam raj ron roy sue ted tim
     tom zoe
     """)
+
+SHORT_FAMILY = _words("li hu wu xu ma ng yu ye lu su ho he ko oh an yi ge du ji qi bo lo hsu luo cai")
+"""Family names of so few letters that only their place tells them from an abbreviation."""
+
+MEDICAL_ENDING = re.compile(
+    r"(?:scop(?:y|ic)|graph(?:y|ic|s)?|grams?|[ts]ions?|ments?|ness|ity|osis|oses|itis|emia|aemia|oma|omas|path(?:y|ic)|ectomy"
+    r"|ostomy|otomy|plasty|metry|metric|logy|logic|ical|ular|ous|ive|able|ible|ally|ing|ings|ed|ic|al|ance|ence|ities"
+    r"|ism|centesis|therapy|sound|scan|esis|gie|tik|keit|ung|heit|ción|ía|tomie|skopie)\Z"
+)
 
 # Frequent names that the list of their country has in another script only, or not at all.
 MORE_GIVEN = _words("""
