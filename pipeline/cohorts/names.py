@@ -131,7 +131,6 @@ _MID_CAPITAL = re.compile(
     r"(?:(?<=[^\W\d_A-Z.:;!?][ ,)])|(?<=[,)] )|(?<=[ (][A-Z]\. ))"
     r"([^\W\d_a-zß-öø-ÿ][\w'’-]*[^\W\d_A-Z][\w'’-]*)"
 )
-_DONE_BY = re.compile(rf"\b(?:{'|'.join(sorted(words.DONE))})\s+by\b", re.IGNORECASE)
 _CLAUSE_END = re.compile(r"[.;:()\n\[\]/]")
 _JOINT = re.compile(r"[ \t]*\.?[ \t]*,?[ \t]*\Z|[ \t]*-[ \t]*\Z")
 _SAME_CLAUSE = re.compile(r"[ \t,]+\Z")
