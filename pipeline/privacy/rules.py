@@ -284,7 +284,7 @@ def _measured(decision: Decision, control: Calibration, same_patient: Calibratio
     """What the threshold flags of all images, with intervals over patients."""
     limit = math.inf if decision.threshold is None else decision.threshold
     shares = [
-        f"{share.value:.1%} of {share.n:,} {name} images of {len(group.by_patient):,} patients (95 % interval "
+        f"{share.value:.1%} of the {name} images of {len(group.by_patient):,} patients (95 % interval "
         f"{share.low:.1%} to {share.high:.1%})"
         for name, group in (("control", control), ("same-patient", same_patient))
         if len(group.scores)
