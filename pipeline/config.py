@@ -390,7 +390,7 @@ class Solver(Section):
 class Sample(Solver):
     """The synthetic set to be filtered."""
 
-    n_images: Count = 4_500
+    n_images: Count = 5_000
     """Images per round."""
     want_images: Count = 1_000
     """Kept images wanted; fewer starts another round ..."""
