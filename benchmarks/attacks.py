@@ -32,10 +32,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.command import fail, options
+from jobs.run import EXPLAINED
 from pipeline import images, measures, package, plan, records, secret
 from pipeline.artifact import Artifact, ArtifactError, Store
 from pipeline.cohorts import splits
-from pipeline.cohorts.table import CohortError
 from pipeline.config import ConfigError, Recipe
 from pipeline.estimate import Estimate, recalls
 from pipeline.generators import autoencoder, folder
@@ -296,11 +296,17 @@ def _table(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise ConfigError(f"--guesses: want a number, got {text} — such as {N_GUESSES}")
+    return int(text)
+
+
 if __name__ == "__main__":
     try:
         given = options(sys.argv[1:], "benchmarks.attacks", ("--guesses",))
-        outcome = main(given.recipe, Store(given.store), int(given.more.get("--guesses", N_GUESSES)))
-    except (ConfigError, ArtifactError, CohortError) as error:
+        outcome = main(given.recipe, Store(given.store), _number(given.more.get("--guesses", str(N_GUESSES))))
+    except EXPLAINED as error:
         fail(str(error))
     Console(stderr=True, width=120).print(_table(outcome))
     print(json.dumps(outcome, indent=1))

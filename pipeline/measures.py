@@ -22,6 +22,7 @@ from pipeline.config import Evaluate
 from pipeline.estimate import Estimate, is_small, recall_name, too_small
 from pipeline.privacy import membership as tests
 from pipeline.privacy import risk, rules
+from pipeline.privacy.leaning import MANY_FILMS
 from pipeline.records import Records, Synthetic
 from pipeline.seeds import Origin, numpy_generator
 from pipeline.utility import auroc, classifier, similarity
@@ -40,14 +41,20 @@ DISTANCE, STUDENT_DISTANCE = "distance", "student_distance"
 """Columns of `gaps`: from a film to the nearest few kept images, and to the nearest few of the student's."""
 EXACT_COPY, NEAR_COPY = f"{PLANTED}exact-", f"{PLANTED}near-"
 """What the names of planted copies begin with."""
-_WAYS_TO_MANY = {
+ATTACKS = {
+    "teacher/membership": ("membership_teacher", "loss"),
     "student/membership": ("membership_student", "loss"),
+    "filtered/gap": ("gaps", "filter_network"),
+    "filtered/gap_audit": ("gaps", "auditor"),
     "filtered/nearness": ("gaps", DISTANCE),
     "student/nearness": ("gaps", STUDENT_DISTANCE),
 }
-MANY_STRATUM, FEWEST_MANY = STRATA.index(4) + 1, 10
-"""From four films on; so few of them say nothing."""
-UNMEASURED = Estimate(float("nan"), 0.5, 1.0, 0)
+"""What members are told by: the table of `probes` and its column, in which a member has the lower value."""
+POSITIVE_CONTROL = "teacher/membership"
+OF_MANY = ("student/membership", "filtered/nearness", "student/nearness")
+"""Attacks on people with many films for themselves, whom a figure of all hides: they are few, and learned best."""
+MANY_STRATUM, FEWEST_MANY = int(np.digitize(MANY_FILMS, STRATA)), 10
+"""Fewer of them say nothing."""
 STRICT_PERCENTILE = 99.0
 """Of control scores: what only one in a hundred strangers' images reaches."""
 
@@ -174,7 +181,7 @@ def _ratio(
 
 def _by_images(scores: Risk) -> Metrics:
     """The ratio by how many real images the patient behind the prompt has."""
-    patients = dict(zip(scores.train["row_id"].to_pylist(), scores.train["patient_id"].to_pylist(), strict=True))
+    patients = _patient_of(scores.train)
     sizes = Counter(patients.values())
     band_of = {patient: next(name for largest, name in SIZES if n <= largest) for patient, n in sizes.items()}
     hidden = too_small(Counter(band_of.values()), scores.k)
@@ -215,7 +222,7 @@ def _learned(scores: Risk) -> Metrics:
         "student": scores.student,
     }
     n = min(len(table) for table in subjects.values())
-    patient_of = dict(zip(scores.train["row_id"].to_pylist(), scores.train["patient_id"].to_pylist(), strict=True))
+    patient_of = _patient_of(scores.train)
     n_patients = len(set(patient_of.values()))
     found: Metrics = {}
     for subject, table in subjects.items():
@@ -283,53 +290,42 @@ def membership(attacks: Mapping[str, pa.Table], origin: Origin) -> Metrics:
     the closest kept image is, and how far the nearest few are. The null compares two groups of strangers.
     """
     found: Metrics = {}
-    for subject in ("teacher", "student"):
-        table, name = attacks[f"membership_{subject}"], f"privacy/{subject}/membership"
-        found |= _told_apart(table, "loss", name, origin)
-        if subject == "teacher":  # the positive control is read as the attack reads it: backwards it did not work
-            found[f"{name}_auc"] = tests.membership_auc(*_compared(table, "loss", "member", "stranger"), origin)
-        found[f"{name}_null_auc"] = _auc(table, "loss", "control", "stranger", origin)
-    ways = {
-        "filter_network": "filtered/gap",
-        "auditor": "filtered/gap_audit",
-        DISTANCE: "filtered/nearness",
-        STUDENT_DISTANCE: "student/nearness",
-    }
-    for column in [column for column in ways if column in attacks["gaps"].column_names]:
-        table, name = attacks["gaps"], f"privacy/{ways[column]}"
-        found |= _told_apart(table, column, name, origin)
-        # Control patients are the decoys, if there are any: a gap around one looks like a gap around a member.
-        found[f"{name}_control_auc"] = _auc(table, column, "control", "stranger", origin)
-        found[f"{name}_among_control_auc"] = _auc(table, column, "member", "control", origin)
-    return found | _of_many(attacks, origin)
-
-
-def _of_many(attacks: Mapping[str, pa.Table], origin: Origin) -> Metrics:
-    """The AUCs among people with many films, whom a figure of all hides: they are few, and are learned best.
-
-    No figure if there is no such member, one that was not measured if there are too few of them.
-    """
-    found: Metrics = {}
-    for name, (table, column) in _WAYS_TO_MANY.items():
-        if column not in attacks[table].column_names:
+    for attack, (source, column) in ATTACKS.items():
+        table, name = attacks[source], f"privacy/{attack}"
+        if column not in table.column_names:
             continue
-        many = attacks[table].filter(pc.greater_equal(attacks[table]["stratum"], MANY_STRATUM))
-        n_members = pc.sum(pc.equal(many["part"], "member")).as_py() or 0
-        if n_members:
-            auc = _auc(many, column, "member", "stranger", origin) if n_members >= FEWEST_MANY else UNMEASURED
-            found[f"privacy/{name}_many_auc"] = auc
+        found |= _told_apart(table, column, name, origin, is_folded=attack != POSITIVE_CONTROL)
+        if source == "gaps":
+            # Control patients are the decoys, if there are any: a gap around one looks like a gap around a member.
+            found[f"{name}_control_auc"] = _auc(table, column, "control", "stranger", origin)
+            found[f"{name}_among_control_auc"] = _auc(table, column, "member", "control", origin)
+        else:
+            found[f"{name}_null_auc"] = _auc(table, column, "control", "stranger", origin)
+        if attack in OF_MANY:
+            found |= _of_many(table, column, name, origin)
     return found
+
+
+def _of_many(table: pa.Table, column: str, name: str, origin: Origin) -> Metrics:
+    """The AUC among people with many films; none if no member has, one that was not measured if too few have."""
+    many = table.filter(pc.greater_equal(table["stratum"], MANY_STRATUM))
+    n_members = len(many.filter(pc.equal(many["part"], "member")))
+    if not n_members:
+        return {}
+    told = many if n_members >= FEWEST_MANY else many.slice(0, 0)
+    return {f"{name}_many_auc": _auc(told, column, "member", "stranger", origin)}
 
 
 def is_membership(key: str) -> bool:
     """Whether a metric says how well members are told from strangers."""
-    return key.startswith("privacy/") and any(way in key for way in ("membership", "/gap", "/nearness"))
+    return any(key.startswith(f"privacy/{attack}") for attack in ATTACKS)
 
 
-def _told_apart(table: pa.Table, column: str, name: str, origin: Origin) -> Metrics:
+def _told_apart(table: pa.Table, column: str, name: str, origin: Origin, *, is_folded: bool) -> Metrics:
     """A member's value is the lower one: a smaller loss, no kept image near, or a smaller distance to several.
 
     Where it is the higher one, an attacker who has members of his own sees that: both figures read it that way then.
+    A positive control is not folded: it is read as the attack reads it, and backwards it did not work.
     """
     members, strangers, *strata = _compared(table, column, "member", "stranger")
     auc = tests.membership_auc(members, strangers, strata[0], strata[1], origin)
@@ -338,7 +334,7 @@ def _told_apart(table: pa.Table, column: str, name: str, origin: Origin) -> Metr
         sign * members, sign * strangers, strata[0], strata[1], generator=numpy_generator(origin, name, "halves")
     )
     return {
-        f"{name}_auc": tests.folded(auc),
+        f"{name}_auc": tests.folded(auc) if is_folded else auc,
         f"{name}_tpr": attack.true_positive_rate,
         f"{name}_fpr": attack.false_positive_rate,
     }
@@ -485,6 +481,10 @@ def _is_rare(labels: Int8[np.ndarray, " n"], patients: Int64[np.ndarray, " n"], 
 def _finding_of(key: str) -> str:
     name = key.rsplit("/", 1)[1]
     return name.removeprefix("reid_ratio_finding_").removeprefix("auroc_")
+
+
+def _patient_of(train: pa.Table) -> dict[str, str]:
+    return dict(zip(train["row_id"].to_pylist(), train["patient_id"].to_pylist(), strict=True))
 
 
 def _values(table: pa.Table, column: str) -> np.ndarray:

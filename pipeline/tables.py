@@ -73,10 +73,7 @@ SCORES = pa.schema(
         ("nearest_row_id", pa.string()),
         ("margin", pa.float32()),  # logit of the best match minus the best of all other patients
         ("decoy_score", pa.float32()),  # the same score over the decoys, unseen patients who stand beside the gallery
-        (
-            "lean",
-            pa.list_(pa.float32()),
-        ),  # mean cosine with films of training patients less that with decoys', by band
+        ("lean", pa.list_(pa.float32())),  # by band, mean cosine with training patients' films less with decoys'
         ("pixel_copy", pa.bool_()),  # equals or nearly equals a real image pixel by pixel
     ]
 )

@@ -269,9 +269,9 @@ def test_a_prompt_that_is_too_long_is_told_and_not_quoted(soiled: tuple[Cohort, 
 
 
 def deepen(cohort: Cohort, black: int = 0, white: int = 4095) -> None:
-    """Every image as values of black to white in 16 bits, the first patient's ten times darker than the others'."""
+    """Every image as values of black to white in 16 bits, the first patient's three times darker than the others'."""
     for number, row in enumerate(cohort.rows):
-        greys = np.asarray(Image.open(cohort.root / row["image"])) / (10 if number < 2 else 1)
+        greys = np.asarray(Image.open(cohort.root / row["image"])) / (3 if number < 2 else 1)
         values = np.rint(black + greys / 255 * (white - black))
         row["image"] = row["image"].replace(".png", ".tiff")
         Image.fromarray(values.astype(np.int32 if min(black, white) < 0 else np.uint16)).save(
@@ -291,7 +291,7 @@ def of_eight_bits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndar
     cohort = cohort_in(tmp_path_factory.mktemp("shallow"))
     found = {}
     for number, row in enumerate(cohort.rows):
-        greys = np.asarray(Image.open(cohort.root / row["image"])) / (10 if number < 2 else 1)
+        greys = np.asarray(Image.open(cohort.root / row["image"])) / (3 if number < 2 else 1)
         Image.fromarray(np.rint(greys).astype(np.uint8)).save(cohort.root / row["image"])
         found[f"row-{number + 1:06d}"] = images.decode(cohort.root / row["image"], 16, 1).astype(int)
     return found

@@ -44,7 +44,7 @@ class Greys(NamedTuple):
     facts: Mapping[str, Any]
     line: str | None
     """What to tell the user; none if all images that were looked at have 8 bits."""
-    least: int = 0
+    least_value: int = 0
     """The largest value of an image of this depth is over it; 0 if the recipe gave the range."""
 
 
@@ -81,8 +81,8 @@ def greys(root: Path, sources: tuple[str, ...], declared: GreyRange | None) -> G
         ends = {"smallest": min(image.smallest for image in seen), "largest": max(image.largest for image in seen)}
         facts |= {"observed_on": len(seen)} | ends
     facts["range"] = list(grey_range)
-    least = 0 if declared else (grey_range[1] + 1) // FAR_ABOVE
-    return Greys(grey_range, is_deep, facts, _line(facts, declared), least)
+    least_value = 0 if declared else (grey_range[1] + 1) // FAR_ABOVE
+    return Greys(grey_range, is_deep, facts, _line(facts, declared), least_value)
 
 
 def summary(

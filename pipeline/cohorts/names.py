@@ -1,4 +1,4 @@
-"""Names of staff in reports: the phrases that say who read, signed or was told, and the names themselves.
+"""Names of staff in reports, with the phrases that say who read, signed or was told (`cohorts.staff`).
 
 A radiologist's name stands in many patients' reports, so no count of patients keeps it out. Evidence for a name,
 from strong to weak: a cue in the sentence (`discussed with`, `attending:`), a title before it or a degree after it,
@@ -18,10 +18,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from pipeline.cohorts import mentions, words
+from pipeline.cohorts.staff import SURE, without_cued
+from pipeline.cohorts.tokens import TOKEN, Token, has_both_cases, parts_of, tokens_of, word_of
 
-STAFF_PHRASE = "phrase about staff"
 NAME = "name of a person"
-
 
 _EPONYM_OF = re.compile(
     rf"\b(?:{'|'.join(sorted(words.SHARED_EPONYMS))})(?:['’]?s)?[\s-]+(?:b[\s-]+)?(?:signs?|syndromes?|diseases?|lines?|nodules?"
@@ -34,99 +34,12 @@ _EPONYM_OF = re.compile(
 """Signs and devices whose names are common family names: they stay only beside the word that makes them one."""
 
 
-_ROLE = (
-    r"attending|resident(?:e|in)?|radiologists?|physicians?|clinicians?|surgeons?|registrar|consultant|nurses?"
-    r"|nursing staff|hospitalist|intensivist|pulmonologist|cardiologist|oncologist|urologist|neurologist|internist"
-    r"|technologist|technician|sonographer|transcriptionist|practitioner|provider|house ?officer|house ?staff"
-    r"|radiographers?|chaperone[ds]?|(?:ward|charge|night|theatre)\s+sister|sister(?=\s*:|\s+(?-i:[A-Z]))|tech|(?:second|first|third|double)\s+read(?:er)?|reader|sho|gp(?=\s*:|\s+(?:dr\b|(?-i:[A-Z])))|physio(?:therapist)?"
-    r"|paramedic|locum|trainee|perfusionist|phlebotomist|sonologist|prelim(?:inary)?(?:\s+read)?\s*:|stationsarzt"
-    r"|fellow|intern|proceduralist|anesthesiologist|anaesthetist|midwife|matron|radi[óo]log[oa]|m[ée]dic[oa]"
-    r"|enfermer[oa]|m[ée]decin|infirmi[eè]re?|radiologue|radiolog(?:e|in)|[aä]rzt(?:in)?|arzt|krankenschwester|schwester"
-    r"|krankenpfleger|pfleger|zuweiser(?:in)?"
-)
-_WORK = (
-    r"read|over-?read|interpreted|reviewed|verified|approved|authored|finali[sz]ed|edited|prepared|supervised|checked"
-    r"|reported|created|entered|released|le[íi]do|revisado|informado|validado|lu|relu|valid[ée]|interpr[ée]t[ée]"
-    r"|befundet|freigegeben|gelesen"
-)
-_BY = r"(?:by|por|par|von|durch)\b|:"
-_BE = r"(?:was|were|is|are|be|been|being)"
-# The group `told`: what is said of the person whose name stands before it, as in `John Smith was notified`.
-_CUE = re.compile(
-    rf"\b(?P<told>(?:{_BE}\s+)?(?:\w+ly\s+|also\s+|then\s+)?"
-    r"(?:notified|informed|paged|made\s+aware|contacted|alerted|informiert|avisad[oa]|inform[ée]e?)"
-    rf"|acknowledged|(?<!be\s)(?:{_BE}\s+)?aware|verbali[sz]ed|agree[sd]?|concur(?:s|red)?|disagrees?d?|is\s+happy\s+with"
-    r"|verständigt|benachrichtigt|unterrichtet|kontaktiert|einverstanden|prévenue?s?|avertie?s?|contactée?s?|d['’]accord"
-    r"|enterad[oa]|notificad[oa]|contactad[oa]|informad[oa]|de\s+acuerdo|updated(?=\s*$|\s+(?:by|at|on|re|about|regarding)\b)"
-    rf"|{_BE}\s+(?:told|asked|shown|in\s+agreement)"
-    r"|(?:will|shall|would\s+like\s+to|can)\s+(?:re-?)?(?:review|arrange|page|call|discuss|repeat|attend|follow[\s-]*up|check|inform"
-    r"|notify|position|remove|exchange|ask|contact|see|perform|look|speak|phone|chase|pull|advance|adjust|inspect|read|site)"
-    rf"|{_BE}\s+(?:\w+ly\s+)?(?:called|consulted|telephoned|phoned)(?=\s*$|\s+(?:with|at|about|regarding|immediately)\b))\b"
-    r"|\bdiscussed\b(?!\s+(?:above|below|previously|earlier|in\b))|\bdiscussion\s+(?:with|between|was\s+had)\b"
-    r"|\b(?:communicat(?:ed|ion)|conveyed|relayed|notif(?:y|ication)|telephon(?:ed|e|ic|ically)|phoned|dictat(?:ed|or|ion)"
-    r"|transcri(?:bed|ber|ptionist)|(?:e-?|co-?|counter-?)?signed|spoke|spoken|conferred|messaged|texted|faxed|authenticated"
-    r"|(?<!difficult\sto\s)(?<!hard\sto\s)(?:told|tell|ask(?:ed|ing)?|ping(?:ed)?)\b(?!\s+(?:if|whether|apart|for\s+evaluation)\b)"
-    r"|(?:will|please|pls|kindly|to)\s+(?:page|call|contact|text|phone|bleep|inform|notify)|^\s*(?:page|call|bleep)|bleeped|paging"
-    r"|thanks|thank\s+you|regards|sincerely|on\s+behalf\s+of|at\s+the\s+request\s+of|hand(?:ed)?[\s-]*over|handed|cop(?:y|ied)\s+to"
-    r"|(?:images?|films?|study|studies|message|voicemail|case|scan)\s+(?:was\s+|were\s+)?(?:sent|left|forwarded|shown|presented)\s+(?:to"
-    r"|for|with)|escalated|opinion\s+(?:of|from)|telefoniert"
-    r"|attest(?:ed|ation)|e-?mailed|(?:by|over\s+the|via)\s+phone|phone\s+call|verbal(?:ly)?|signature"
-    r"|diktiert|vidiert|befunder|telefonisch|mitgeteilt|besprochen|unterschrieben|signiert|firmado|firma|dictado|comunicado"
-    r"|comentado|discutido|discut[ée]|communiqu[ée]|sign[ée]|dict[ée]|transmis|rapport[ée]\s+(?:à|au))\b"
-    rf"|\b(?:{_WORK})(?:\s+(?:and|y|et|und)\s+\w+)?(?:\s+(?:electronically|remotely|preliminarily))?\s*(?:{_BY})"
-    r"(?!\s+(?:(?:the|a|an)\s+)?(?:patient|family|mother|outside|ct|mri?|ultrasound)\b)"
-    r"|\b(?:results?|findings?|reports?|critical|wet\s+read|impression)\b[^;]{0,60}?\b(?:called|given|phoned|provided"
-    r"|delivered|reported|flagged|sent)\s+(?:in\s+|back\s+|over\s+)?(?:to|by)\b(?!\s+(?:be|have|represent|reflect)\b)"
-    r"|\bpersonally\s+(?:re)?viewed\b|\bcc\s*:|\bI\s+(?:have|personally|agree|concur|attest|was\s+present|reviewed)\b|^\s*I,"
-    rf"|\btranscription\s*(?:by|:)|(?<!home\s)(?<!general\s)\b(?:{_ROLE})\b",
-    re.IGNORECASE,
-)
-_CUE_STEM = re.compile(
-    r"will$|shall$|would$|can$|told|tell$|ask|ping|please|pls$|kindly|page$|call$|bleep|paging|thank|regards|sincer|behalf"
-    r"|request|hand|cop[iy]|message|voicemail|forward|present|escal|opinion|disagree|happy|verständ|benachr"
-    r"|unterr|kontakt|einverst|prévenu|averti|contact|d['’]accord|enterad|notific|acuerdo|updated|shown|chaperon|sister"
-    r"|tech$|second$|first$|third$|double$|reader|sho$|gp$|physio|paramed|locum|trainee|perfus|phleb|sonol|prelim|station"
-    r"|agree|concur|personally|notif|inform|paged|made|contacted|alerted|avisad|acknowl|aware|verb|called|consult|phone|discu|communi|convey|relay"
-    r"|telef|dict|dikt|transc|e?-?sign[eé]|co-?sign|counter|spoke|conferred|messag|texted|faxed|authent|attest|e-?mail|vidiert"
-    r"|befund|mitget|bespro|signat|signi?er|firma|comuni|comenta|transmis|rapport|(?:over-?)?read$|reviewed|verified"
-    r"|approv|author|finali|edited|prepared|supervi|checked|reported|created|entered|released|le[íi]do|revisado|valid|relu$"
-    r"|lu$|interpr|freigeg|gelesen|given|provided|delivered|flagged|sent$|cc$|i$|attend|resident|radi[oó]l|physic|clinician"
-    r"|surgeon|regist|nurs|hospitalist|intensiv|pulmonologist|cardiologist|oncologist|urologist|neurologist|intern$"
-    r"|internist|interne$|technolog|technic|sonogr|practit|provider|house|fellow|procedur|anesthe|anaest|midwife|matron"
-    r"|m[ée]d[ie]c|enfermer|infirm|arzt|[äa]rzt|schwester|krankens|krankenp|pfleger|zuweiser|unters"
-)
-"""How the words of cues begin: a text without one is spared the slow pattern."""
-_ABBREVIATED = (
-    "dr",
-    "drs",
-    "prof",
-    "mr",
-    "mrs",
-    "ms",
-    "st",
-    "sr",
-    "dra",
-    "sra",
-    "med",
-    "priv",
-    "doz",
-    "univ",
-    "pr",
-    "mme",
-)
-_SENTENCE_END = re.compile(
-    r"[;!?\n]|\.(?:(?<=\b[ap]\.m\.)|(?<=\b\w\.\w\.)(?=\s+(?-i:[A-Z][a-z])|\s*$)|(?!\d)(?<!\b[^\W\d_]\.)"
-    + "".join(rf"(?<!\b{word}\.)" for word in _ABBREVIATED)
-    + ")",
-    re.IGNORECASE,
-)
 # A line this long was cut by a typewriter's margin, and a line that ends so has not come to its name yet.
 _WRAPPED = re.compile(
     r"(?P<long>^[^\n]{60,}[^.:;\n])\n[ \t]*(?=\S)|(?P<open>(?:\b(?:by|to|with|from|and|dr\.?|per)|:))[ \t]*\n\s*",
     re.I | re.M,
 )
 _WITH = re.compile(r"\bw/(?!o(?:ut)?\b)\s*", re.IGNORECASE)
-_TOKEN = re.compile(r"[^\W_]+(?:[.'’-][^\W_]+)*")
 _MID_CAPITAL = re.compile(
     r"(?:(?<=[^\W\d_A-Z.:;!?][ ,)])|(?<=[,)] )|(?<=[ (][A-Z]\. ))"
     r"([^\W\d_a-zß-öø-ÿ][\w'’-]*[^\W\d_A-Z][\w'’-]*)"
@@ -134,10 +47,6 @@ _MID_CAPITAL = re.compile(
 _CLAUSE_END = re.compile(r"[.;:()\n\[\]/]")
 _JOINT = re.compile(r"[ \t]*\.?[ \t]*,?[ \t]*\Z|[ \t]*-[ \t]*\Z")
 _SAME_CLAUSE = re.compile(r"[ \t,]+\Z")
-
-
-_SURE = 10
-"""How many words that merely stand after `with` weigh as much as one with a capital, a title or a degree."""
 
 
 class Known(NamedTuple):
@@ -161,14 +70,6 @@ class Known(NamedTuple):
     """Share of words with such a capital: small in English, large where nouns have one."""
 
 
-class _Token(NamedTuple):
-    text: str
-    word: str
-    """In small letters, without accents' variants and without an `'s`."""
-    start: int
-    end: int
-
-
 def without_staff(texts: Sequence[str], reports: Sequence[str], removed: Counter[str]) -> list[str]:
     """The texts without phrases about staff and without names; `reports` are what names may be learned from, too."""
     named: Counter[str] = Counter()
@@ -183,26 +84,13 @@ def without_staff(texts: Sequence[str], reports: Sequence[str], removed: Counter
     return [_without_names(text, known, suspects, removed) for text in read]
 
 
-def is_about_staff(header: str) -> bool:
-    """Whether a header, such as `ATTENDING`, announces a name."""
-    return _CUE.search(f"{header}:") is not None
-
-
 def _unwrapped(text: str) -> str:
     """The text in lines as they were dictated, all in small letters if it is in capitals."""
     text = unicodedata.normalize("NFC", text)
     text = _WITH.sub("with ", text)
     if "\n" in text:
         text = _WRAPPED.sub(lambda match: f"{match['long'] or match['open']} ", text)
-    return text if _has_both_cases(text) else text.lower()
-
-
-def _has_both_cases(text: str) -> bool:
-    """Whether a capital says something here: a text in capitals may have a few small letters, as in `10 pm`."""
-    if text == text.lower():
-        return False
-    spoken = [word for word in _TOKEN.findall(text) if len(word) > 2 and word.isalpha()]
-    return 2 * sum(word.isupper() for word in spoken) < len(spoken)
+    return text if has_both_cases(text) else text.lower()
 
 
 def _second_names(texts: Sequence[str]) -> frozenset[str]:
@@ -210,7 +98,7 @@ def _second_names(texts: Sequence[str]) -> frozenset[str]:
     uses: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     for text in texts:
-        spoken = [_word(token) for token in _TOKEN.findall(text)]
+        spoken = [word_of(token) for token in TOKEN.findall(text)]
         uses.update(spoken)
         if not words.TITLES.isdisjoint(spoken):
             name = [i for i in range(1, len(spoken)) if spoken[i - 1] in words.TITLES | words.AFTER_TITLES]
@@ -224,95 +112,15 @@ def _second_names(texts: Sequence[str]) -> frozenset[str]:
 
 def _without_phrases(text: str, removed: Counter[str], named: Counter[str], seconds: frozenset[str]) -> str:
     """The text without phrases about staff; the names in them, and those beside a title or degree, are counted."""
-    if _is_cued(text):
-        text = "".join(_cut(sentence, removed, named) for sentence in _sentences(text))
-    return _without_titled(text, removed, named, seconds)
-
-
-def _is_cued(text: str) -> bool:
-    return any(map(_begins_cue, _TOKEN.findall(text)))
-
-
-@lru_cache(maxsize=1 << 16)
-def _begins_cue(word: str) -> bool:
-    return _CUE_STEM.match(word.lower()) is not None
-
-
-def _sentences(text: str) -> Iterator[str]:
-    start = 0
-    for end in _SENTENCE_END.finditer(text):
-        yield text[start : end.end()]
-        start = end.end()
-    yield text[start:]
-
-
-def _cut(sentence: str, removed: Counter[str], named: Counter[str]) -> str:
-    """The sentence up to its first cue; what comes after one names who, when and how, and shows nothing."""
-    cue = _CUE.search(sentence) if _is_cued(sentence) else None
-    if cue is None:
-        return sentence
-    head, end = sentence[: cue.start()], sentence[-1:]
-    if cue["told"]:
-        head = _before_person(head)
-    if set(_TOKEN.findall((head[_clause_start(head) :]).lower())) <= words.FILLERS:
-        head = head[: _clause_start(head)]
-    removed[STAFF_PHRASE] += 1
-    named.update(_names_in(sentence[len(head) :]))
-    return f"{head}{end if end in '.;!?' else '.'}\n"
-
-
-def _clause_start(text: str) -> int:
-    return max(text.rfind(mark) for mark in ",:(") + 1
-
-
-def _before_person(head: str) -> str:
-    """The head without its last clause, which names a person: `Small effusion, |Smith, John`."""
-    start = _clause_start(head)
-    before = head[:start].rstrip(" ,")
-    last = before[_clause_start(before) :].split()
-    if start and (len(last) == 1 or (last and last[0].lower() in words.PARTICLES)):
-        return before[: _clause_start(before)]
-    if head[start - 1 : start] == "," and set(_TOKEN.findall(head[start:].lower())) <= words.DEGREES:
-        return _before_person(head[: start - 1])  # `Jane Doe, RN |was notified`
-    return head[:start]
-
-
-def _names_in(phrase: str) -> Iterator[str]:
-    """Words of a phrase about staff that may be names: those with capitals, else those after `by` or `with`."""
-    tokens = _tokens(phrase)
-    by_capital = phrase != phrase.lower()  # a report all in capitals comes here in small letters
-    place = 0
-    for token in tokens:
-        place = 2 if token.word in words.TAKERS or phrase[token.end : token.end + 1] == ":" else place
-        ordinary = (
-            token.word in words.FUNCTION or token.word in words.ORDINARY or _CUE.fullmatch(token.word) is not None
-        )
-        if ordinary or len(token.word) < 3 or not token.word.replace("-", "").replace("'", "").isalpha():
-            continue
-        if token.text[0].isupper() if by_capital else place > 0:
-            yield from _parts(token.word) * (_SURE if by_capital else 1)
-        place -= 1
-
-
-def _tokens(text: str) -> list[_Token]:
-    return [_Token(m.group(), _word(m.group()), m.start(), m.end()) for m in _TOKEN.finditer(text)]
-
-
-@lru_cache(maxsize=1 << 16)
-def _word(text: str) -> str:
-    return text.lower().replace("’", "'").removesuffix("'s")
-
-
-def _parts(word: str) -> list[str]:
-    return [word, *(part for part in word.split("-") if len(part) > 2)] if "-" in word else [word]
+    return _without_titled(without_cued(text, removed, named), removed, named, seconds)
 
 
 def _without_titled(text: str, removed: Counter[str], named: Counter[str], seconds: frozenset[str]) -> str:
     """The text without names after a title or before a degree."""
-    if not any(map(_is_title_or_degree, _TOKEN.findall(text))):
+    if not any(map(_is_title_or_degree, TOKEN.findall(text))):
         return text
-    tokens = _tokens(text)
-    mixed = _has_both_cases(text)
+    tokens = tokens_of(text)
+    mixed = has_both_cases(text)
     gone: set[int] = set()
     for i, token in enumerate(tokens):
         dot = text[token.end : token.end + 1] == "."
@@ -325,12 +133,12 @@ def _without_titled(text: str, removed: Counter[str], named: Counter[str], secon
         for i in gone
         if len(tokens[i].word) > 2
         and tokens[i].word not in words.ORDINARY | words.FUNCTION | words.TITLES | words.DEGREES
-        for part in _parts(tokens[i].word) * _SURE
+        for part in parts_of(tokens[i].word) * SURE
     )
     return _blank(text, tokens, gone, removed)
 
 
-def _joined(text: str, left: _Token, right: _Token) -> bool:
+def _joined(text: str, left: Token, right: Token) -> bool:
     """Whether only what stands inside a name stands between them: blanks, the dot of an initial, a comma."""
     gap = text[left.end : right.start]
     initial = len(left.word) == 1 and left.word.isalpha()  # the `1.` of a list is none
@@ -343,7 +151,7 @@ def _joined(text: str, left: _Token, right: _Token) -> bool:
     return _JOINT.match(gap) is not None
 
 
-def _after_title(text: str, tokens: list[_Token], i: int, mixed: bool, seconds: frozenset[str]) -> set[int]:
+def _after_title(text: str, tokens: list[Token], i: int, mixed: bool, seconds: frozenset[str]) -> set[int]:
     end = i + 1
     skipped = words.TITLES | words.AFTER_TITLES | words.PARTICLES
     while end < len(tokens) and tokens[end].word in skipped and _joined(text, tokens[end - 1], tokens[end]):
@@ -360,7 +168,7 @@ def _after_title(text: str, tokens: list[_Token], i: int, mixed: bool, seconds: 
     return name
 
 
-def _rightwards(text: str, tokens: list[_Token], first: int, mixed: bool) -> Iterator[int]:
+def _rightwards(text: str, tokens: list[Token], first: int, mixed: bool) -> Iterator[int]:
     """The indices of the name that begins with this token."""
     yield first
     given, _, _ = lists()
@@ -383,12 +191,12 @@ def _rightwards(text: str, tokens: list[_Token], first: int, mixed: bool) -> Ite
         yield i
 
 
-def _is_abbreviation(token: _Token) -> bool:
+def _is_abbreviation(token: Token) -> bool:
     short = 1 < len(token.word) < 5 and token.text.rstrip("s").isupper()
     return short or token.word in words.CALENDAR
 
 
-def _before_degree(text: str, tokens: list[_Token], i: int, mixed: bool) -> set[int]:
+def _before_degree(text: str, tokens: list[Token], i: int, mixed: bool) -> set[int]:
     """The degree and the name before it: all with capitals, or in small letters up to three words of its clause."""
     gone = {i}
     n_commas = 0
@@ -407,10 +215,10 @@ def _before_degree(text: str, tokens: list[_Token], i: int, mixed: bool) -> set[
 
 @lru_cache(maxsize=1 << 16)
 def _is_title_or_degree(word: str) -> bool:
-    return _word(word) in words.TITLES | words.TITLES_WITH_DOT | words.DEGREES
+    return word_of(word) in words.TITLES | words.TITLES_WITH_DOT | words.DEGREES
 
 
-def _blank(text: str, tokens: list[_Token], gone: Iterable[int], removed: Counter[str]) -> str:
+def _blank(text: str, tokens: list[Token], gone: Iterable[int], removed: Counter[str]) -> str:
     """The text without these tokens; neighbours count as one name."""
     pieces, at, last = [], 0, -2
     for i in sorted(gone):
@@ -460,24 +268,24 @@ def _known(texts: Sequence[str], named: Counter[str]) -> Known:
     uses, small, capital, after, before, placed = (Counter[str]() for _ in range(6))
     n_mixed = 0
     for text in texts:
-        tokens = _TOKEN.findall(text)
-        spoken = [_word(token) for token in tokens]
+        tokens = TOKEN.findall(text)
+        spoken = [word_of(token) for token in tokens]
         uses.update(spoken)
         after.update(
             b for a, b in pairwise(spoken) if a in given or a in words.TAKERS or (len(a) == 1 and a.isalpha())
         )
         before.update(a for a, b in pairwise(spoken) if b in family)
-        placed.update(_word(match.group()) for at in set(_places(text)) if (match := _TOKEN.match(text, at)))
-        if _has_both_cases(text):
+        placed.update(word_of(match.group()) for at in set(_places(text)) if (match := TOKEN.match(text, at)))
+        if has_both_cases(text):
             n_mixed += len(tokens)
             small.update(token for token in tokens if token[0].islower())
-            capital.update(map(_word, _MID_CAPITAL.findall(text)))
+            capital.update(map(word_of, _MID_CAPITAL.findall(text)))
     frac = sum(n for word, n in capital.items() if word not in words.KEPT) / max(n_mixed, 1)
     staff = frozenset(
         word
         for word, n in named.items()
-        if small[word] * 10 <= n / _SURE + capital[word]
-        and (word in given or word in family or capital[word] or uses[word] * _SURE <= n)
+        if small[word] * 10 <= n / SURE + capital[word]
+        and (word in given or word in family or capital[word] or uses[word] * SURE <= n)
     )
     return Known(uses, small, capital, after, before, placed, staff - words.ORDINARY - words.FUNCTION, frac)
 
@@ -497,7 +305,7 @@ def _suspects(known: Known) -> frozenset[str]:
     return frozenset(
         word
         for word in known.uses
-        if any(part in given or part in family or part in known.staff for part in _parts(word))
+        if any(part in given or part in family or part in known.staff for part in parts_of(word))
         or (len(word) == 1 and word.isalpha() and word not in "ai")
         or _DOTTED_INITIALS.match(word)
         or _SHAPE.match(word)
@@ -520,10 +328,10 @@ def _never_small(word: str, known: Known) -> bool:
 def _without_names(text: str, known: Known, suspects: frozenset[str], removed: Counter[str]) -> str:
     """The text without names that stand there with no cue, title or degree."""
     places = _places(text)
-    if not places and suspects.isdisjoint(map(_word, _TOKEN.findall(text))):
+    if not places and suspects.isdisjoint(map(word_of, TOKEN.findall(text))):
         return text
-    tokens = _tokens(text)
-    mixed = _has_both_cases(text)
+    tokens = tokens_of(text)
+    mixed = has_both_cases(text)
     by_capital = mixed and _capitals_mean_names(text, tokens, known)
     kept = [match.span() for match in _EPONYM_OF.finditer(text)]
     tokens_kept = {i for i, token in enumerate(tokens) if any(a <= token.start < b for a, b in kept)}
@@ -541,22 +349,22 @@ def _without_names(text: str, known: Known, suspects: frozenset[str], removed: C
     return _blank(text, tokens, gone, removed)
 
 
-def _capitals_mean_names(text: str, tokens: list[_Token], known: Known) -> bool:
+def _capitals_mean_names(text: str, tokens: list[Token], known: Known) -> bool:
     """Not where nouns have capitals, as in German, nor In A Line Like This."""
     if len(tokens) < 10:
         return known.capitals_frac < 0.2
-    n_capitals = sum(_word(word) not in words.KEPT for word in _MID_CAPITAL.findall(text))
+    n_capitals = sum(word_of(word) not in words.KEPT for word in _MID_CAPITAL.findall(text))
     return n_capitals <= 0.25 * len(tokens)
 
 
-def _is_person(token: _Token, known: Known, sureness: mentions.Sureness) -> bool:
+def _is_person(token: Token, known: Known, sureness: mentions.Sureness) -> bool:
     """Whether the word is a name, as it stands where persons do."""
     word = token.word
     if word in words.NO_PERSON or word in words.KEPT or _is_number_like(word):
         return False
     given, family, words_too = lists()
     if (
-        any(part in given or part in family for part in _parts(word))
+        any(part in given or part in family for part in parts_of(word))
         or word in words_too
         or word in words.SHORT_FAMILY
     ):
@@ -571,7 +379,7 @@ def _is_a_word(word: str, known: Known) -> bool:
     return known.small[word] >= 50 * (1 + known.capital[word]) and known.placed[word] * 10 <= known.uses[word]
 
 
-def _is_name(text: str, tokens: list[_Token], i: int, known: Known, mixed: bool, by_capital: bool) -> bool:
+def _is_name(text: str, tokens: list[Token], i: int, known: Known, mixed: bool, by_capital: bool) -> bool:
     token = tokens[i]
     before = tokens[i - 1] if i and _joined(text, tokens[i - 1], token) else None
     if token.word in words.KEPT or _is_number_like(token.word):
@@ -582,7 +390,7 @@ def _is_name(text: str, tokens: list[_Token], i: int, known: Known, mixed: bool,
             and text[token.end : token.end + 1] == "."
             and token.word not in words.DEGREES
         )
-    if token.word in known.staff or any(part in known.staff for part in _parts(token.word)):
+    if token.word in known.staff or any(part in known.staff for part in parts_of(token.word)):
         return True
     given, family, words_too = lists()
     capital = token.text[0].isupper()
@@ -590,7 +398,7 @@ def _is_name(text: str, tokens: list[_Token], i: int, known: Known, mixed: bool,
         return False
     if _SHAPE.match(token.word) and token.word not in words.NO_PERSON:
         return True
-    listed = any(len(part) > 3 and (part in given or part in family) for part in _parts(token.word))
+    listed = any(len(part) > 3 and (part in given or part in family) for part in parts_of(token.word))
     if listed and not _is_a_word(token.word, known):
         return True
     if by_capital and capital and token.word in words_too and _follows_small(text, tokens, i):
@@ -598,14 +406,14 @@ def _is_name(text: str, tokens: list[_Token], i: int, known: Known, mixed: bool,
     a_word = known.small[token.word] > 0 and not (
         mixed and capital and known.capital[token.word] > known.small[token.word]
     )
-    if any(part in given for part in _parts(token.word)) and not a_word and not (mixed and not capital):
+    if any(part in given for part in parts_of(token.word)) and not a_word and not (mixed and not capital):
         return True
     if by_capital and before is not None and capital and not _is_acronym(token.text):
         if _never_small(token.word, known):
             return True
         if before.word in {"by", "per", "with"} and token.word not in words.FUNCTION:
             return True
-    if any(part in family for part in _parts(token.word)) and not a_word and _is_alone(text, tokens, i):
+    if any(part in family for part in parts_of(token.word)) and not a_word and _is_alone(text, tokens, i):
         return True
     if before is None:
         return False
@@ -631,7 +439,7 @@ def _is_name(text: str, tokens: list[_Token], i: int, known: Known, mixed: bool,
     return cued and (token.word in family or pair) and known.after_given[token.word] * 2 >= known.uses[token.word]
 
 
-def _follows_small(text: str, tokens: list[_Token], i: int) -> bool:
+def _follows_small(text: str, tokens: list[Token], i: int) -> bool:
     """Whether the word's capital is that of a name: no sentence begins and no acronym, title or heading is near."""
     if i == 0 or _is_acronym(tokens[i].text) or tokens[i].word in words.NO_PERSON:
         return False
@@ -644,7 +452,7 @@ def _follows_small(text: str, tokens: list[_Token], i: int) -> bool:
     )
 
 
-def _is_alone(text: str, tokens: list[_Token], i: int) -> bool:
+def _is_alone(text: str, tokens: list[Token], i: int) -> bool:
     """Whether the word is all that stands between two ends of clauses, as in `(Tremblay)` or `; de Vries.`"""
     first = i
     while first and tokens[first - 1].word in words.PARTICLES:
@@ -664,7 +472,7 @@ def _is_acronym(text: str) -> bool:
     return first.rstrip("s").isupper() or not first.isalpha() or 2 * sum(map(str.isupper, first)) >= len(first)
 
 
-def _widened(text: str, tokens: list[_Token], gone: set[int], known: Known, mixed: bool) -> set[int]:
+def _widened(text: str, tokens: list[Token], gone: set[int], known: Known, mixed: bool) -> set[int]:
     """The names with their neighbours: initials, particles, a family name that is also a word (`Ann White`)."""
     wide = set(gone)
     for i in sorted(gone):
@@ -678,7 +486,7 @@ def _widened(text: str, tokens: list[_Token], gone: set[int], known: Known, mixe
     return wide
 
 
-def _takes_next(text: str, tokens: list[_Token], i: int, known: Known, mixed: bool) -> bool:
+def _takes_next(text: str, tokens: list[Token], i: int, known: Known, mixed: bool) -> bool:
     token, following = tokens[i], tokens[i + 1]
     if mixed:
         return True
@@ -694,7 +502,7 @@ def _takes_next(text: str, tokens: list[_Token], i: int, known: Known, mixed: bo
     )
 
 
-def _goes_before(text: str, left: _Token, right: _Token, known: Known, mixed: bool) -> bool:
+def _goes_before(text: str, left: Token, right: Token, known: Known, mixed: bool) -> bool:
     gap = text[left.end : right.start]
     if len(left.word) == 1 and left.word.isalpha():
         return "." in gap or (mixed and left.text.isupper() and left.word not in {"a", "i"})

@@ -30,7 +30,8 @@ N_EIGENFILMS = 192
 NEAREST, NEAREST_FRAC = 5, 1 / 6
 """Films whose mean cosine says how near people are, and of a small group this share of it at most; with 20 it costs
 twice as many images."""
-FILMS = (2, 4)
+MANY_FILMS = 4
+FILMS = (2, MANY_FILMS)
 """Numbers of films at which a band of patients begins. Without bands, patients of the demo with four films or more
 were told by an AUC of .78 where all had .58; with them by .62 and .57, for 33 % of the images."""
 FEWEST_PEOPLE = 12
@@ -122,10 +123,10 @@ def _banded(films: Sequence[Int64[np.ndarray, " _"]]) -> Iterator[list[Int64[np.
     bands: list[list[Int64[np.ndarray, " _"]]] = [[] for _ in range(len(FILMS) + 1)]
     for some in films:
         bands[int(np.digitize(len(some), FILMS))].append(some)
-    for many, fewer in zip(reversed(range(1, len(bands))), reversed(range(len(bands) - 1)), strict=True):
-        if len(bands[many]) < FEWEST_PEOPLE:
-            bands[fewer] += bands[many]
-            bands[many] = []
+    for i in range(len(bands) - 1, 0, -1):
+        if len(bands[i]) < FEWEST_PEOPLE:
+            bands[i - 1] += bands[i]
+            bands[i] = []
     there = [band for band in bands if len(band) >= FEWEST_PEOPLE]
     yield from there if len(there) > 1 else ()
 

@@ -174,7 +174,7 @@ def _read_pixels(work: Work, listed: pa.Table, found: greys.Greys) -> pa.Table:
     written = rows.append_columns(
         draft.write_source(listed.select(["row_id", "source"])),
         ReadPixels,
-        {"ingest": ingest, "grey_range": found.grey_range, "least_value": found.least},
+        {"ingest": ingest, "grey_range": found.grey_range, "least_value": found.least_value},
         draft.uri_of("images"),
         work_uri=draft.work_uri,
         leftovers=draft.leftover_uris("images"),

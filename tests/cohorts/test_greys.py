@@ -79,8 +79,8 @@ def test_half_of_the_images_at_another_depth_are_refused(tmp_path: Path, low: in
 
 def test_a_few_dark_images_and_black_ones_do_not_move_the_range_and_have_their_turn(tmp_path: Path) -> None:
     seen = found(tmp_path, flat(100), *[flat(0)] * 9, *[flat(4095)] * 20)
-    assert (seen.grey_range, seen.least) == ((0, 4095), 1024)
-    read = partial(images.decode, image_px=4, channels=1, grey_range=seen.grey_range, least_value=seen.least)
+    assert (seen.grey_range, seen.least_value) == ((0, 4095), 1024)
+    read = partial(images.decode, image_px=4, channels=1, grey_range=seen.grey_range, least_value=seen.least_value)
     assert (read(flat(0)) == 0).all() and (read(flat(1025)) == 64).all()
     with pytest.raises(ImageError, match="of fewer bits than the cohort's other images, or nearly black"):
         read(flat(100))
@@ -90,7 +90,7 @@ def test_a_few_images_beyond_the_white_of_all_others_do_not_move_it_and_are_reje
     seen = found(tmp_path, *[flat(4095)] * 39, flat(4200))
     assert seen.grey_range == (0, 4095)
     with pytest.raises(ImageError, match="values outside the grey range 0 to 4095"):
-        images.decode(flat(4200), 4, 1, grey_range=seen.grey_range, least_value=seen.least)
+        images.decode(flat(4200), 4, 1, grey_range=seen.grey_range, least_value=seen.least_value)
 
 
 def test_a_cohort_of_eight_bits_has_no_range_and_no_line_unless_one_was_given(tmp_path: Path) -> None:

@@ -71,6 +71,6 @@ KINDS = {"initial": SENTENCE_INITIAL, "list": LISTS, "telling": TELLING, "end": 
         ("end", "lower", 0.84),
     ],
 )
-def test_names_go_from_carriers_that_no_rule_was_tuned_on(kind, case, floor):
+def test_names_go_from_carriers_that_no_rule_was_tuned_on(kind: str, case: str, floor: float) -> None:
     names = planted(KINDS[kind], case)
     assert names.n_gone >= floor * names.n_names, str(names)
