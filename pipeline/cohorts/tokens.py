@@ -14,7 +14,7 @@ class Token(NamedTuple):
 
     text: str
     word: str
-    """In small letters, without accents' variants and without an `'s`."""
+    """In small letters, with plain apostrophes and without an `'s`."""
     start: int
     end: int
 
@@ -26,7 +26,7 @@ def tokens_of(text: str) -> list[Token]:
 
 @lru_cache(maxsize=1 << 16)
 def word_of(text: str) -> str:
-    """A token in small letters, without its `'s`."""
+    """A token in small letters, with plain apostrophes and without its `'s`."""
     return text.lower().replace("’", "'").removesuffix("'s")
 
 
